@@ -1,0 +1,1 @@
+"""API gateway: data plane, routes, snapshots, admin API."""

@@ -1,0 +1,1 @@
+"""Service registry: instances, leases, watches; an app mounted on a node."""

@@ -1,0 +1,1 @@
+"""Sample inventory service: stock reserved exactly once, never oversold."""

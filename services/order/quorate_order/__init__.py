@@ -1,0 +1,1 @@
+"""Sample order service: an order and its event in one local transaction."""

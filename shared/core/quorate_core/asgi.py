@@ -1,0 +1,270 @@
+"""What every HTTP surface of the platform shares: problem+json, request ids, body limits, protected mode, health.
+
+`create_app` gives a FastAPI application with all of it. Hot endpoints bypass FastAPI: `add_raw_endpoint` mounts a
+function from bytes to bytes beside the others and describes it in the same OpenAPI document.
+"""
+
+import asyncio
+import hmac
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quorate_core.errors import (
+    Forbidden,
+    InvalidRequest,
+    PayloadTooLarge,
+    Problem,
+    QuorateError,
+    Unauthenticated,
+)
+from quorate_core.metrics import CONTENT_TYPE, render_metrics
+from quorate_core.settings import HostPort
+
+log = structlog.get_logger(__name__)
+
+BODY_BYTES_MAX = 2 * 1024 * 1024
+REQUEST_ID_CHARS_MAX = 128
+_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+
+Ready = Callable[[], str | None]
+"""Says why the process is not ready, or None when it is."""
+RawHandler = Callable[[bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """Who may talk to this surface.
+
+    Bound to loopback: nobody needs a credential, and a foreign `Host` or `Origin` is refused (so that a web page
+    cannot reach it through DNS rebinding). Bound to anything else: a bearer token is required.
+    """
+
+    hosts: frozenset[str]
+    token: str | None = None
+
+    @classmethod
+    def for_address(cls, bind: HostPort, advertise: HostPort, token: str | None) -> "Protection":
+        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", _host_of(str(bind)), _host_of(str(advertise))})
+        return cls(hosts, None if bind.is_loopback else token)
+
+    def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> QuorateError | None:
+        """Why a request with these headers is refused, or None."""
+        found = {
+            name: value.decode("latin-1") for name, value in headers if name in (b"host", b"origin", b"authorization")
+        }
+        if self.token is not None:
+            offered = found.get(b"authorization", "").removeprefix("Bearer ").encode()
+            if not hmac.compare_digest(offered, self.token.encode()):
+                return Unauthenticated("a token is required here: send 'Authorization: Bearer <token>'")
+            return None
+        host = _host_of(found.get(b"host", ""))
+        if host not in self.hosts:
+            return Forbidden(f"Host {host!r} is not one of this server's; on loopback only its own names are answered")
+        origin = found.get(b"origin")
+        if origin is not None and _host_of(origin.partition("://")[2]) not in self.hosts:
+            return Forbidden(f"Origin {origin!r} is foreign; on loopback only this server's own pages may call it")
+        return None
+
+
+@dataclass(slots=True)
+class Surface:
+    """What `create_app` needs to know of the process around it. `stopping` ends streams at shutdown."""
+
+    title: str
+    protection: Protection
+    ready: Ready = lambda: None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    body_bytes_max: int = BODY_BYTES_MAX
+
+
+def create_app(surface: Surface, **fastapi_options: Any) -> FastAPI:
+    """A FastAPI application with `/livez`, `/readyz`, `/metrics`, and every error as problem+json."""
+    app = FastAPI(title=surface.title, **fastapi_options)
+    app.state.surface = surface
+    app.add_exception_handler(QuorateError, _on_quorate_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.router.routes.append(Route("/livez", _livez, include_in_schema=False))
+    app.router.routes.append(Route("/readyz", _readyz, include_in_schema=False))
+    app.router.routes.append(Route("/metrics", _metrics, include_in_schema=False))
+    app.add_middleware(_Edge, surface=surface)
+    return app
+
+
+def add_raw_endpoint(app: FastAPI, path: str, handler: RawHandler, summary: str, schema: dict[str, Any]) -> None:
+    """Mount `handler` at POST `path`, without FastAPI's machinery. `schema` is its OpenAPI operation."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return Response(await handler(await request.body()), media_type="application/json")
+        except QuorateError as error:
+            return problem_response(error)
+
+    app.router.routes.append(Route(path, endpoint, methods=["POST"], include_in_schema=False))
+    _describe(app, path, {"summary": summary, **schema})
+
+
+def problem_response(error: QuorateError) -> Response:
+    """`error` as application/problem+json (RFC 9457); a Retry-After of one second where a retry is safe."""
+    problem = Problem.of(error)
+    headers = {"retry-after": "1"} if problem.status in (429, 503) else {}
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(json.dumps(problem.body()), problem.status, headers, Problem.media_type)
+
+
+class _Edge:
+    """The outermost layer, plain ASGI: refuses strangers, bounds bodies, names requests, hides traces."""
+
+    def __init__(self, app: ASGIApp, surface: Surface) -> None:
+        self._app = app
+        self._surface = surface
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope["headers"])
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await problem_response(refusal)(scope, receive, send_with_id)
+            return
+        try:
+            await self._app(scope, _bounded(receive, self._surface.body_bytes_max), send_with_id)
+        except QuorateError as error:
+            if started:
+                raise
+            await problem_response(error)(scope, receive, send_with_id)
+        except Exception as error:
+            log.exception("unhandled_error", path=scope["path"], request_id=request_id.decode())
+            if started:
+                raise
+            hidden = QuorateError(f"an internal error; the server's log has it under {request_id.decode()}")
+            hidden.__cause__ = error
+            await problem_response(hidden)(scope, receive, send_with_id)
+
+    def _refusal(self, scope: Scope) -> QuorateError | None:
+        if scope["path"] not in _OPEN_PATHS:
+            refusal = self._surface.protection.refusal(scope["headers"])
+            if refusal is not None:
+                return refusal
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > self._surface.body_bytes_max:
+                return _too_large(self._surface.body_bytes_max)
+        return None
+
+
+def _bounded(receive: Receive, body_bytes_max: int) -> Receive:
+    received = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > body_bytes_max:
+            raise _too_large(body_bytes_max)
+        return message
+
+    return receive_bounded
+
+
+def _too_large(body_bytes_max: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over the limit of {body_bytes_max} bytes")
+
+
+def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    for name, value in headers:
+        if (
+            name == b"x-request-id"
+            and 0 < len(value) <= REQUEST_ID_CHARS_MAX
+            and value.isascii()
+            and value.decode().isprintable()
+        ):
+            return value
+    return secrets.token_hex(8).encode()
+
+
+def _host_of(authority: str) -> str:
+    """The host of `host[:port]`, lower case, IPv6 in brackets."""
+    authority = authority.lower()
+    return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _describe(app: FastAPI, path: str, operation: dict[str, Any]) -> None:
+    build = app.openapi
+
+    def with_operation() -> dict[str, Any]:
+        document = build()
+        document.setdefault("paths", {}).setdefault(path, {})["post"] = operation
+        return document
+
+    app.openapi = with_operation  # type: ignore[method-assign]
+
+
+async def _on_quorate_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, QuorateError):
+        raise error
+    return problem_response(error)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors = [{"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]} for item in error.errors()]
+    summary = "; ".join(f"{item['where']}: {item['what']}" for item in errors)
+    return problem_response(InvalidRequest(summary, errors=errors))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    detail = (
+        error.detail
+        if error.status_code not in (404, 405)
+        else f"{request.method} {request.url.path} is not served here"
+    )
+    body = {
+        "type": "about:blank",
+        "title": error.detail,
+        "status": error.status_code,
+        "detail": detail,
+        "retry": "never",
+    }
+    return Response(json.dumps(body), error.status_code, error.headers, Problem.media_type)
+
+
+async def _livez(_request: Request) -> Response:
+    return Response("ok\n", media_type="text/plain")
+
+
+async def _readyz(request: Request) -> Response:
+    surface: Surface = request.app.state.surface
+    reason = "stopping" if surface.stopping.is_set() else surface.ready()
+    return Response(
+        "ok\n" if reason is None else reason + "\n", 200 if reason is None else 503, media_type="text/plain"
+    )
+
+
+async def _metrics(_request: Request) -> Response:
+    return Response(render_metrics(), headers={"content-type": CONTENT_TYPE})

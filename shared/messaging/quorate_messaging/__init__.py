@@ -1,0 +1,1 @@
+"""Outbox, relay, inbox and event buses for services with their own database."""

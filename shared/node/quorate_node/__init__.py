@@ -1,0 +1,1 @@
+"""The control-plane process: one store member and every app mounted on it."""

@@ -1,0 +1,1 @@
+"""Raft consensus: a core without I/O, and the runtime that persists, sends and applies for it."""

@@ -1,0 +1,121 @@
+"""What members say to each other, and what a member remembers: plain values, encoded by msgspec.
+
+Names follow the Raft paper (Ongaro and Ousterhout, extended version) and etcd-io/raft. A member is known by its
+name, a short string that is unique in the cluster and never used again for another member.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+MemberName = str
+NO_MEMBER: MemberName = ""
+"""Stands for "nobody": no vote given, no leader known."""
+
+
+class EntryKind(IntEnum):
+    NORMAL = 0
+    """`data` belongs to the state machine."""
+    NO_OP = 1
+    """Proposed by a new leader, so that entries of earlier terms can be committed (paper, section 5.4.2)."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One slot of the log. `index` counts from 1; `request_id` is 0 or was chosen by the proposing member's driver,
+    unique over all members and boots, so that the proposer can tell its own entry when it is applied."""
+
+    index: int
+    term: int
+    kind: EntryKind = EntryKind.NORMAL
+    data: bytes = b""
+    request_id: int = 0
+
+
+class HardState(msgspec.Struct, frozen=True, array_like=True):
+    """What must be durable before any message that depends on it leaves (paper, figure 2)."""
+
+    term: int = 0
+    vote: MemberName = NO_MEMBER
+    commit: int = 0
+    """A hint that saves work after a restart; losing it is harmless."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+    sender: MemberName
+    to: MemberName
+    term: int
+
+
+class VoteRequest(_Message, frozen=True, array_like=True, tag="vote?"):
+    """RequestVote. With `pre` it asks only whether the vote would be given; nobody's term changes (thesis, 9.6)."""
+
+    last_index: int
+    last_term: int
+    pre: bool = False
+    transfer: bool = False
+    """The leader itself asked for this election: members do not refuse it because they hear from a leader."""
+
+
+class VoteResponse(_Message, frozen=True, array_like=True, tag="vote!"):
+    granted: bool
+    pre: bool = False
+
+
+class AppendRequest(_Message, frozen=True, array_like=True, tag="append?"):
+    """AppendEntries with entries, or empty as a probe."""
+
+    previous_index: int
+    previous_term: int
+    entries: tuple[Entry, ...]
+    commit: int
+
+
+class AppendResponse(_Message, frozen=True, array_like=True, tag="append!"):
+    """`match_index`: the last index known to agree. When rejected, it is the `previous_index` that did not fit, and
+    the hint names the follower's last index not after it whose term is not above the request's (fast backtracking)."""
+
+    match_index: int
+    rejected: bool = False
+    hint_index: int = 0
+    hint_term: int = 0
+
+
+class HeartbeatRequest(_Message, frozen=True, array_like=True, tag="beat?"):
+    """`commit` is never above what the receiver is known to have. `read_context` 0 means: no read asks."""
+
+    commit: int
+    read_context: int = 0
+
+
+class HeartbeatResponse(_Message, frozen=True, array_like=True, tag="beat!"):
+    read_context: int = 0
+
+
+class ReadIndexRequest(_Message, frozen=True, array_like=True, tag="read?"):
+    """A follower asks the leader for a read index (thesis, 6.4). `context` is unique for the asking member."""
+
+    context: int
+
+
+class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="read!"):
+    """`index` 0: refused, ask again (no leader here, or nothing committed yet in this term)."""
+
+    context: int
+    index: int
+
+
+class TimeoutNow(_Message, frozen=True, array_like=True, tag="timeout-now"):
+    """The leader asks its chosen successor to start an election at once (thesis, 3.10)."""
+
+
+Message = (
+    VoteRequest
+    | VoteResponse
+    | AppendRequest
+    | AppendResponse
+    | HeartbeatRequest
+    | HeartbeatResponse
+    | ReadIndexRequest
+    | ReadIndexResponse
+    | TimeoutNow
+)

@@ -1,0 +1,1 @@
+"""Pure balancers, and the retry rules that go with them."""

@@ -1,0 +1,1 @@
+"""What a service developer installs: registration, discovery, live settings, resilient HTTP."""

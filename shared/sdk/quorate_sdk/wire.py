@@ -1,0 +1,286 @@
+"""The HTTP API's models: one definition, used by the servers that answer and the clients that ask.
+
+Registry, under `/v1/registry`:
+
+    PUT    /{namespace}/services/{service}/instances/{id}   InstanceSpec -> Instance (201 new, 200 replaced)
+    PATCH  /{namespace}/services/{service}/instances/{id}   InstancePatch -> Instance
+    GET    /{namespace}/services/{service}/instances/{id}   -> Instance
+    DELETE /{namespace}/services/{service}/instances/{id}   -> Deregistered
+    POST   /heartbeat                                       Heartbeat -> HeartbeatResult
+    GET    /{namespace}/services                            -> ServiceList
+    GET    /{namespace}/services/{service}                  -> ServiceInstances
+             ?consistency=linearizable|stale  ?min_revision=N&wait=SECONDS (blocking query)
+    GET    /{namespace}/watch?service=a&service=b           -> Server-Sent Events (no service: all of them)
+             resumes by the `Last-Event-ID` header or ?revision=N
+
+Config center, under `/v1/config`:
+
+    PUT    /{namespace}/{group}/{key}        the content itself as body -> ConfigMetadata (201 new, 200 changed)
+             ?format=&comment=&author=, `If-Match: "<version>"` or `If-None-Match: *`
+    GET    /{namespace}/{group}/{key}        -> ConfigDocument, ETag "<version>"; ?version=N; ?raw=true: content alone
+    DELETE /{namespace}/{group}/{key}        -> ConfigMetadata; `If-Match`
+    GET    /{namespace}/{group}/{key}/history?limit=  -> ConfigHistory, newest first
+    POST   /{namespace}/{group}/{key}/rollback  Rollback -> ConfigMetadata
+    GET    /{namespace}                      -> ConfigList (?group=)
+    GET    /{namespace}/watch?key=group/key  -> Server-Sent Events (repeatable; resumes as above)
+
+Server-Sent Events, in both: `id` is the store revision, `data` is JSON.
+
+    snapshot   everything that is watched, as of the revision; replaces what the client had
+    delta      the changes up to the revision, newest state of each name only
+    bookmark   nothing changed for this watch up to the revision
+    resync     the server gives up on this stream (`{"reason": …}`); connect again without a revision
+
+Cluster, under `/v1/cluster`:
+
+    GET /status   -> ClusterStatus: every node, and who did not answer
+    GET /node     -> NodeStatus: this node alone
+
+Errors are application/problem+json (RFC 9457) with `retry`: safe, unknown or never.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+"""A namespace, service or group: lower-case letters, digits, `.`, `_`, `-`; at most 63 characters."""
+KEY_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
+Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
+"""An instance id or a document's key: letters, digits, `.`, `_`, `-`; at most 128 characters."""
+
+DEFAULT_NAMESPACE = "default"
+TTL_S_MIN, TTL_S_DEFAULT, TTL_S_MAX = 2, 10, 86_400
+METADATA_ENTRIES_MAX = 64
+HEARTBEAT_INSTANCES_MAX = 10_000
+CONTENT_BYTES_MAX = 1_048_576
+WAIT_S_MAX = 55.0
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InstanceStatus(StrEnum):
+    UP = "UP"
+    STARTING = "STARTING"
+    DRAINING = "DRAINING"
+    OUT_OF_SERVICE = "OUT_OF_SERVICE"
+    DOWN = "DOWN"
+
+
+class InstanceSpec(_Wire):
+    """What registers an instance. It is gone `ttl_s` seconds after its last heartbeat."""
+
+    host: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    scheme: Literal["http", "https"] = "http"
+    weight: Annotated[int, Field(ge=0, le=1_000)] = 100
+    zone: Annotated[str, StringConstraints(max_length=63)] = ""
+    version: Annotated[str, StringConstraints(max_length=63)] = ""
+    metadata: Annotated[dict[str, Annotated[str, StringConstraints(max_length=1_024)]],
+                        Field(max_length=METADATA_ENTRIES_MAX)] = {}  # fmt: skip
+    status: InstanceStatus = InstanceStatus.UP
+    ttl_s: Annotated[int, Field(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S_DEFAULT
+
+
+class InstancePatch(_Wire):
+    """Changes only what is given."""
+
+    weight: Annotated[int, Field(ge=0, le=1_000)] | None = None
+    status: InstanceStatus | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Instance(_Wire):
+    """An instance as others see it. `revision` is the store revision of its last change."""
+
+    namespace: str
+    service: str
+    id: str
+    host: str
+    port: int
+    scheme: str
+    weight: int
+    zone: str
+    version: str
+    metadata: dict[str, str]
+    status: InstanceStatus
+    ttl_s: int
+    revision: int
+
+    @property
+    def authority(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def takes_traffic(self) -> bool:
+        return self.status is InstanceStatus.UP and self.weight > 0
+
+
+class Deregistered(_Wire):
+    revision: int
+
+
+class InstanceRef(_Wire):
+    namespace: Name = DEFAULT_NAMESPACE
+    service: Name
+    id: Key
+
+
+class Heartbeat(_Wire):
+    instances: Annotated[list[InstanceRef], Field(max_length=HEARTBEAT_INSTANCES_MAX)]
+
+
+class HeartbeatResult(_Wire):
+    """`unknown` must register again."""
+
+    renewed: int
+    unknown: list[InstanceRef]
+
+
+class ServiceInstances(_Wire):
+    """`revision`: everything up to it is in the answer."""
+
+    namespace: str
+    service: str
+    revision: int
+    instances: list[Instance]
+
+
+class ServiceSummary(_Wire):
+    service: str
+    instances: int
+    up: int
+
+
+class ServiceList(_Wire):
+    namespace: str
+    revision: int
+    services: list[ServiceSummary]
+
+
+class RegistrySnapshot(_Wire):
+    """`snapshot` of a registry watch."""
+
+    revision: int
+    services: dict[str, list[Instance]]
+
+
+class InstanceChange(_Wire):
+    """`instance` is absent when it is gone."""
+
+    service: str
+    id: str
+    instance: Instance | None = None
+
+
+class RegistryDelta(_Wire):
+    """`delta` of a registry watch."""
+
+    revision: int
+    changes: list[InstanceChange]
+
+
+class Bookmark(_Wire):
+    revision: int
+
+
+class Resync(_Wire):
+    reason: str
+
+
+class ConfigFormat(StrEnum):
+    YAML = "yaml"
+    JSON = "json"
+    TOML = "toml"
+    PROPERTIES = "properties"
+    TEXT = "text"
+
+
+class ConfigMetadata(_Wire):
+    """One version of a document. `version` counts its changes from 1 and never repeats; `revision` is the store's.
+    A deletion is a version too."""
+
+    namespace: str
+    group: str
+    key: str
+    version: int
+    revision: int
+    format: ConfigFormat
+    deleted: bool = False
+    author: str
+    comment: str
+    changed_at: str
+    """RFC 3339, UTC."""
+    sha256: str
+
+
+class ConfigDocument(ConfigMetadata):
+    content: str
+
+
+class ConfigHistory(_Wire):
+    versions: list[ConfigMetadata]
+
+
+class ConfigList(_Wire):
+    namespace: str
+    revision: int
+    documents: list[ConfigMetadata]
+
+
+class Rollback(_Wire):
+    """Publish the content of `version` again, as a new version."""
+
+    version: Annotated[int, Field(ge=1)]
+    comment: str = ""
+    author: str = ""
+
+
+class ConfigSnapshot(_Wire):
+    """`snapshot` of a config watch; documents that do not exist are absent."""
+
+    revision: int
+    documents: list[ConfigDocument]
+
+
+class ConfigDelta(_Wire):
+    """`delta` of a config watch. A deleted document comes with `deleted` and no content."""
+
+    revision: int
+    documents: list[ConfigDocument]
+
+
+class NodeStatus(_Wire):
+    name: str
+    url: str
+    role: str
+    leader: str
+    term: int
+    commit_index: int
+    applied_index: int
+    revision: int
+    store_bytes: int
+    members: list[str]
+    connected: list[str]
+    apps: list[str]
+    uptime_s: float
+
+
+class NodeReport(_Wire):
+    """A node's own word, or why there is none."""
+
+    name: str
+    url: str
+    status: NodeStatus | None = None
+    error: str | None = None
+
+
+class ClusterStatus(_Wire):
+    """`leader` is empty when no majority agrees on one now."""
+
+    leader: str
+    nodes: list[NodeReport]

@@ -1,0 +1,1 @@
+"""The replicated key-value store: etcd's semantics on Raft and LMDB."""
