@@ -66,7 +66,10 @@ def run_process(main: Callable[[Stop], Awaitable[None]]) -> NoReturn:
         print(f"{_program()}: {error.detail}", file=sys.stderr)  # noqa: T201 - before logs are configured
         raise SystemExit(EXIT_SETTINGS) from None
     except QuorateError as error:
-        log.error("stopped_by_error", error=error.detail, kind=error.kind.slug)
+        if structlog.is_configured():
+            log.error("stopped_by_error", error=error.detail, kind=error.kind.slug)
+        else:
+            print(f"{_program()}: {error.detail}", file=sys.stderr)  # noqa: T201 - before logs are configured
         raise SystemExit(EXIT_FAILURE) from None
     raise SystemExit(0)
 

@@ -40,7 +40,7 @@ def open_listener(address: HostPort, what: str) -> socket.socket:
 def bound_address(listener: socket.socket) -> HostPort:
     """Where `listener` really listens."""
     host, port, *_ = listener.getsockname()
-    return HostPort((host, port))
+    return HostPort(host, port)
 
 
 class HttpServer:

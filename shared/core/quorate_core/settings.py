@@ -19,18 +19,24 @@ from quorate_core.logs import LogFormat
 _HOST_PORT = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(?P<port>\d{1,5})$")
 
 
-class HostPort(tuple[str, int]):
+class HostPort:
     """`host:port`, with IPv6 hosts in brackets. Port 0 asks for a free port where one is bound."""
 
-    __slots__ = ()
+    # A plain class and no tuple or dataclass: settings libraries read those from JSON, and not from `host:port`.
+    __slots__ = ("host", "port")
 
-    @property
-    def host(self) -> str:
-        return self[0]
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
 
-    @property
-    def port(self) -> int:
-        return self[1]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostPort) and (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port))
+
+    def __repr__(self) -> str:
+        return f"HostPort({str(self)!r})"
 
     @classmethod
     def parse(cls, text: Any) -> "HostPort":
@@ -39,7 +45,7 @@ class HostPort(tuple[str, int]):
         match = _HOST_PORT.match(str(text))
         if match is None or int(match["port"]) > 65_535:
             raise ValueError(f"{text!r} is no address; write host:port, such as 127.0.0.1:8501")
-        return cls((match["host"].strip("[]"), int(match["port"])))
+        return cls(match["host"].strip("[]"), int(match["port"]))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
