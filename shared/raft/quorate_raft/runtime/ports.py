@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from quorate_core.clock import Clock
+
 from quorate_raft.core.messages import Entry, MemberName, Message
 
 __all__ = ["Clock", "Disk", "DiskFile", "Network", "PeerReceiver", "StateMachine", "Ticker"]

@@ -1,0 +1,143 @@
+"""Elections: campaigns, votes, and who is listened to (paper, section 5.2 and 5.4.1; thesis, 4.2.3, 6.2, 9.6).
+
+A member that hears from a leader refuses to help another to become one (so a member that was cut off, or is cut off
+from the leader only, disturbs nobody), unless the leader itself asked for the election.
+"""
+
+from quorate_raft.core.messages import (
+    NO_MEMBER,
+    AppendRequest,
+    AppendResponse,
+    HeartbeatRequest,
+    Message,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from quorate_raft.core.quorum import TallyResult, majority
+from quorate_raft.core.ready import Role
+from quorate_raft.core.state import MemberState
+
+
+def meet_newer_term(member: MemberState, message: Message) -> bool:
+    """Decide what a message of a newer term does to this member; says whether it is then handled."""
+    if isinstance(message, VoteRequest):
+        if member.hears_leader and not message.transfer:
+            return False
+        if message.pre:
+            return True
+    elif isinstance(message, VoteResponse) and message.pre and message.granted:
+        # It carries the term that this member would have as candidate; nobody is there yet.
+        return True
+    leads = isinstance(message, AppendRequest | HeartbeatRequest)
+    member.become_follower(message.term, message.sender if leads else NO_MEMBER)
+    return True
+
+
+def answer_older_term(member: MemberState, message: Message) -> None:
+    """Tell a leader or candidate of an older term that it is over: with PreVote nobody else would."""
+    if isinstance(message, AppendRequest | HeartbeatRequest):
+        answer: Message = AppendResponse(member.name, message.sender, member.term, 0, rejected=True)
+    elif isinstance(message, VoteRequest):
+        answer = VoteResponse(member.name, message.sender, member.term, granted=False, pre=message.pre)
+    else:
+        return
+    member.messages_after_persist.append(answer)
+
+
+def tick_follower(member: MemberState) -> None:
+    """Followers and candidates: start an election when the timeout has passed."""
+    member.election_elapsed_ticks += 1
+    if member.election_elapsed_ticks >= member.election_timeout_ticks:
+        campaign_if_electable(member)
+
+
+def tick_leader(member: MemberState) -> None:
+    """Heartbeats, and CheckQuorum: a leader that a majority does not answer steps down (thesis, 6.2)."""
+    member.election_elapsed_ticks += 1
+    member.heartbeat_elapsed_ticks += 1
+    if member.election_elapsed_ticks >= member.config.election_ticks:
+        member.election_elapsed_ticks = 0
+        member.transferee = NO_MEMBER  # a transfer that took this long has failed; proposals are welcome again
+        if not _is_heard_by_majority(member):
+            member.become_follower(member.term, NO_MEMBER)
+            return
+    if member.heartbeat_elapsed_ticks >= member.config.heartbeat_ticks:
+        member.send_heartbeats()
+
+
+def campaign_if_electable(member: MemberState) -> None:
+    """Ask who would vote for this member, without disturbing anybody."""
+    member.become_pre_candidate()
+    member.tally.record(member.name, granted=True)
+    for name in member.others:
+        member.messages.append(
+            VoteRequest(member.name, name, member.term + 1, member.log.last_index, member.log.last_term, pre=True)
+        )
+    _conclude(member)
+
+
+def campaign(member: MemberState, *, transfer: bool = False) -> None:
+    """Stand for election in a new term. Requests leave once term and vote are durable."""
+    member.become_candidate()
+    for name in member.others:
+        member.messages_after_persist.append(
+            VoteRequest(member.name, name, member.term, member.log.last_index, member.log.last_term, transfer=transfer)
+        )
+
+
+def on_vote_request(member: MemberState, request: VoteRequest) -> None:
+    """RequestVote (paper, figure 2); a pre-vote also checks the log, else a member that lags could be elected never
+    and still keep everybody busy."""
+    may_vote = (
+        member.vote == request.sender
+        or (member.vote == NO_MEMBER and member.leader == NO_MEMBER)
+        or (request.pre and request.term > member.term)
+    )
+    granted = may_vote and member.log.is_up_to_date(request.last_index, request.last_term)
+    term = request.term if granted else member.term
+    if granted and not request.pre:
+        member.vote = request.sender
+        member.reset_election_timer()
+    member.messages_after_persist.append(
+        VoteResponse(member.name, request.sender, term, granted=granted, pre=request.pre)
+    )
+
+
+def on_vote_response(member: MemberState, response: VoteResponse) -> None:
+    awaited = Role.PRE_CANDIDATE if response.pre else Role.CANDIDATE
+    if member.role is not awaited:
+        return
+    if response.pre and response.granted and response.term != member.term + 1:
+        return  # for an election of another term
+    member.tally.record(response.sender, response.granted)
+    _conclude(member)
+
+
+def on_own_vote_durable(member: MemberState) -> None:
+    member.tally.record(member.name, granted=True)
+    _conclude(member)
+
+
+def on_timeout_now(member: MemberState, message: TimeoutNow) -> None:
+    """The leader hands over: no pre-vote, and members that hear from it vote all the same (thesis, 3.10)."""
+    if message.sender == member.leader:
+        campaign(member, transfer=True)
+
+
+def _conclude(member: MemberState) -> None:
+    result = member.tally.result
+    if result is TallyResult.LOST:
+        member.become_follower(member.term, NO_MEMBER)
+    elif result is TallyResult.WON and member.role is Role.PRE_CANDIDATE:
+        campaign(member)
+    elif result is TallyResult.WON:
+        member.become_leader()
+
+
+def _is_heard_by_majority(member: MemberState) -> bool:
+    active = 1
+    for progress in member.progress.values():
+        active += progress.is_recently_active
+        progress.is_recently_active = False
+    return active >= majority(len(member.config.membership.voters))

@@ -1,0 +1,233 @@
+"""`RaftNode`: one member of a cluster, as a state machine without I/O.
+
+Theory of operation. Messages of other members (`step`), the passing of time (`tick`), proposals and read requests
+change the member's state and leave work behind; `ready` hands that work out. The roles and their transitions are in
+`state`, who is elected in `election`, how entries travel and are committed in `replication`.
+
+A leader appends a proposal to its own log and sends it to the followers at once, while it makes it durable itself; it
+counts itself only when `persisted` says so, as it counts a follower only when that has answered. An entry of its term
+that a majority has made durable is committed, and everything before it too. A member applies what is committed and
+durable on itself. A linearizable read takes the commit index, has a majority confirm that the leader still leads, and
+is answered when as much is applied.
+
+What the caller owes:
+ 1. Whenever `has_ready()`, take `ready()` and do what it holds. Anything may be called in between, at any time,
+    by one thread.
+ 2. `messages` may leave at once, in order; they promise nothing that is not durable.
+ 3. If `must_sync`: make `hard_state` and `entries` durable, with one sync; then call `persisted(ready)`, then let
+    `messages_after_persist` leave. Only one such Ready is out at a time: until `persisted`, `ready` hands out only
+    what needs no persistence. If not `must_sync`, `messages_after_persist` may leave at once.
+ 4. An entry to persist overwrites everything durable from its index on.
+ 5. A failure to persist is final: the member must stop, and never try again (what the disk has kept is not known).
+ 6. Apply `committed` in order, each entry once, and call `applied` with the last index.
+ 7. Answer a read with what was applied up to its `index` or later; ask again, with a new context, if that is 0.
+ 8. Restart with the last hard state and all entries that were made durable, and the state machine's applied index.
+ 9. Call `tick` at a steady interval; never many times at once to catch up, since what a leader sent meanwhile may
+    wait to be read.
+10. Messages may be lost, late, repeated or reordered, but a message from a member must be from that member.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from quorate_core.errors import InvariantViolation, NotProposed
+
+from quorate_raft.core import election, replication
+from quorate_raft.core.log import RaftLog
+from quorate_raft.core.messages import (
+    NO_MEMBER,
+    AppendRequest,
+    AppendResponse,
+    Entry,
+    EntryKind,
+    HardState,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    MemberName,
+    Message,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from quorate_raft.core.ready import RaftConfig, Ready, Role, Standing
+from quorate_raft.core.state import MemberState, RandomBelow
+
+_HANDLERS: dict[type, Callable[[MemberState, Any], None]] = {
+    AppendRequest: replication.on_append_request,
+    AppendResponse: replication.on_append_response,
+    HeartbeatRequest: replication.on_heartbeat_request,
+    HeartbeatResponse: replication.on_heartbeat_response,
+    ReadIndexRequest: replication.on_read_index_request,
+    ReadIndexResponse: replication.on_read_index_response,
+    VoteRequest: election.on_vote_request,
+    VoteResponse: election.on_vote_response,
+    TimeoutNow: election.on_timeout_now,
+}
+
+
+class RaftNode:
+    """See the module. `hard_state` and `entries` are what was durable; `HardState()` and none for a new member."""
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        hard_state: HardState,
+        entries: Sequence[Entry],
+        applied_index: int,
+        random_below: RandomBelow,
+    ) -> None:
+        self._state = MemberState(config, hard_state, entries, applied_index, random_below)
+        self._config = config
+        self._handed_hard_state = hard_state
+        self._handed_standing = self.standing
+        self._persisting: Ready | None = None
+
+    @property
+    def standing(self) -> Standing:
+        state = self._state
+        return Standing(state.role, state.leader, state.term)
+
+    @property
+    def is_leader(self) -> bool:
+        return self._state.role is Role.LEADER
+
+    @property
+    def has_committed_in_term(self) -> bool:
+        """For a leader: whether its no-op is committed, and reads are answered."""
+        return self._state.has_committed_in_term
+
+    @property
+    def log(self) -> RaftLog:
+        """To be read only."""
+        return self._state.log
+
+    def step(self, message: Message) -> None:
+        """Take in a message. One that is not from another member, or not for this one, is ignored.
+
+        Raises InvalidRequest for entries that do not fit together; InvariantViolation for what must never be.
+        """
+        state = self._state
+        if message.to != state.name or message.sender not in state.others:
+            return
+        if message.term != state.term:
+            if message.term < state.term:
+                election.answer_older_term(state, message)
+                return
+            if not election.meet_newer_term(state, message):
+                return
+        _HANDLERS[type(message)](state, message)
+
+    def tick(self) -> None:
+        """One interval of time has passed."""
+        if self._state.role is Role.LEADER:
+            election.tick_leader(self._state)
+        else:
+            election.tick_follower(self._state)
+
+    def propose(self, data: bytes, request_id: int) -> tuple[int, int]:
+        """Append an entry; returns its index and term, by which it is known whether it is committed or overwritten.
+
+        Raises NotProposed when this member does not lead, or is handing over.
+        """
+        state = self._state
+        if state.role is not Role.LEADER:
+            raise NotProposed(f"{state.name} does not lead; {_name_leader(state.leader)}")
+        if state.transferee != NO_MEMBER:
+            raise NotProposed(f"{state.name} is handing the leadership over to {state.transferee}")
+        log = state.log
+        index = log.last_index + 1
+        log.append(Entry(index, state.term, EntryKind.NORMAL, data, request_id))
+        state.replication_is_due = True
+        return index, state.term
+
+    def read_index(self, context: int) -> None:
+        """Ask for a read index; the answer comes in a Ready, under `context`, or never (ask again with another)."""
+        replication.ask_read_index(self._state, self._state.name, context)
+
+    def transfer(self, to: MemberName) -> bool:
+        """Leader: let `to` take over; meanwhile, at most an election timeout, nothing is proposed. Says if it began."""
+        return self._state.role is Role.LEADER and replication.begin_transfer(self._state, to)
+
+    def most_caught_up(self, among: Sequence[MemberName]) -> MemberName:
+        """Leader: the follower of `among` that lacks least; empty when there is none."""
+        matches = [(p.match_index, name) for name, p in self._state.progress.items() if name in among]
+        return max(matches)[1] if matches else NO_MEMBER
+
+    def has_ready(self) -> bool:
+        state = self._state
+        if state.replication_is_due or state.messages or state.read_results or state.reads.may_start:
+            return True
+        if state.log.has_committed_to_apply() or self._standing_changed():
+            return True
+        return self._persisting is None and (
+            bool(state.messages_after_persist) or state.log.has_unstable() or self._must_keep_vote()
+        )
+
+    def ready(self) -> Ready:
+        """What is to be done now. Each piece of work is handed out once."""
+        state = self._state
+        replication.send_due(state)
+        hard_state, entries, after = self._take_unpersisted()
+        standing = None
+        if self._standing_changed():
+            standing = self._handed_standing = self.standing
+        ready = Ready(
+            hard_state=hard_state,
+            entries=entries,
+            must_sync=hard_state is not None or bool(entries),
+            messages=tuple(state.messages),
+            messages_after_persist=after,
+            committed=state.log.take_committed(self._config.committed_entries_max),
+            reads=tuple(state.read_results),
+            standing=standing,
+        )
+        state.messages.clear()
+        state.read_results.clear()
+        if ready.must_sync:
+            self._persisting = ready
+        return ready
+
+    def persisted(self, ready: Ready) -> None:
+        """What `ready` wanted durable is durable."""
+        if ready is not self._persisting:
+            raise InvariantViolation("persisted() was called for a Ready that was not out to be persisted")
+        self._persisting = None
+        state = self._state
+        if ready.entries:
+            state.log.mark_stable()
+            if state.role is Role.LEADER:
+                replication.commit_if_agreed(state)
+        voted = ready.hard_state
+        if voted is not None and state.role is Role.CANDIDATE and voted.term == state.term:
+            election.on_own_vote_durable(state)
+
+    def applied(self, index: int) -> None:
+        """The state machine has applied everything up to `index`."""
+        self._state.log.mark_applied(index)
+
+    def _take_unpersisted(self) -> tuple[HardState | None, tuple[Entry, ...], tuple[Message, ...]]:
+        if self._persisting is not None:
+            return None, (), ()
+        state = self._state
+        entries = state.log.take_unstable() if state.log.has_unstable() else ()
+        hard_state = HardState(state.term, state.vote, state.log.commit_index)
+        handed = self._handed_hard_state
+        # A higher commit index alone is not worth a sync: it is only a hint, and rides along with the next entries.
+        if self._must_keep_vote() or (entries and hard_state.commit != handed.commit):
+            self._handed_hard_state = hard_state
+        after = tuple(state.messages_after_persist)
+        state.messages_after_persist.clear()
+        return (None if self._handed_hard_state is handed else hard_state), entries, after
+
+    def _must_keep_vote(self) -> bool:
+        return self._state.term != self._handed_hard_state.term or self._state.vote != self._handed_hard_state.vote
+
+    def _standing_changed(self) -> bool:
+        state, handed = self._state, self._handed_standing
+        return state.role is not handed.role or state.leader != handed.leader or state.term != handed.term
+
+
+def _name_leader(leader: MemberName) -> str:
+    return f"{leader} does" if leader else "no leader is known at present"

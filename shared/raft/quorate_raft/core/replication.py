@@ -1,0 +1,194 @@
+"""Log replication, commitment and linearizable reads (paper, sections 5.3, 5.4.2 and 8; thesis, 6.4 and 10.2).
+
+A leader only notes that something is due; `send_due` sends for all that gathered since, so that what arrives in one
+turn of the caller's loop leaves in one request.
+"""
+
+from quorate_core.errors import InvariantViolation
+
+from quorate_raft.core.messages import (
+    NO_MEMBER,
+    AppendRequest,
+    AppendResponse,
+    Entry,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    MemberName,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TimeoutNow,
+)
+from quorate_raft.core.progress import Progress, ProgressState
+from quorate_raft.core.quorum import agreed
+from quorate_raft.core.ready import ReadResult, Role
+from quorate_raft.core.state import MemberState
+
+
+def send_due(member: MemberState) -> None:
+    """Leader: begin a read round when reads wait, and send what followers lack."""
+    if member.reads.may_start:
+        member.reads.start(member.log.commit_index)
+        member.send_heartbeats()
+        _echo_own(member)
+    if member.replication_is_due:
+        member.replication_is_due = False
+        for name, progress in member.progress.items():
+            _send_appends(member, name, progress)
+
+
+def on_append_request(member: MemberState, request: AppendRequest) -> None:
+    """AppendEntries (paper, figure 2). The answer leaves when what it promises is durable."""
+    _follow(member, request.sender)
+    log = member.log
+    if request.previous_index < log.commit_index:
+        # Old news, and maybe compacted away: what is committed agrees with every leader to come.
+        answer = AppendResponse(member.name, request.sender, member.term, log.commit_index)
+    else:
+        agreed_index = log.accept(request.previous_index, request.previous_term, request.entries)
+        if agreed_index is None:
+            answer = _rejection(member, request)
+        else:
+            log.commit_to(min(request.commit, agreed_index))
+            answer = AppendResponse(member.name, request.sender, member.term, agreed_index)
+    member.messages_after_persist.append(answer)
+
+
+def on_append_response(member: MemberState, response: AppendResponse) -> None:
+    progress = member.progress.get(response.sender)
+    if progress is None:
+        return
+    progress.is_recently_active = True
+    if response.rejected:
+        probe_index = member.log.last_index_not_above(response.hint_term, response.hint_index)
+        if progress.on_rejected(response.match_index, probe_index):
+            member.replication_is_due = True
+        return
+    if response.match_index > member.log.last_index:
+        raise InvariantViolation(
+            f"{response.sender} says that it agrees up to {response.match_index}, "
+            f"but the log of its leader {member.name} ends at {member.log.last_index}"
+        )
+    had_room = progress.may_send
+    if progress.on_accepted(response.match_index):
+        commit_if_agreed(member)
+        _continue_transfer(member, response.sender, progress)
+    if not had_room:
+        member.replication_is_due = True
+
+
+def on_heartbeat_request(member: MemberState, request: HeartbeatRequest) -> None:
+    _follow(member, request.sender)
+    member.log.commit_to(request.commit)
+    member.messages.append(HeartbeatResponse(member.name, request.sender, member.term, request.read_context))
+
+
+def on_heartbeat_response(member: MemberState, response: HeartbeatResponse) -> None:
+    """Proves that the follower is there. One that lacks something is probed again, or gets an empty request after what
+    was sent: if some of that was lost, its rejection says so."""
+    progress = member.progress.get(response.sender)
+    if progress is None:
+        return
+    progress.is_recently_active = True
+    if progress.match_index < member.log.last_index:
+        if progress.state is ProgressState.PROBE:
+            progress.is_told_to_wait = False
+            _send_appends(member, response.sender, progress)
+        else:
+            _send_append(member, response.sender, progress, ())
+    _answer_confirmed_reads(member, response.sender, response.read_context)
+
+
+def on_read_index_request(member: MemberState, request: ReadIndexRequest) -> None:
+    ask_read_index(member, request.sender, request.context)
+
+
+def on_read_index_response(member: MemberState, response: ReadIndexResponse) -> None:
+    member.read_results.append(ReadResult(response.context, response.index))
+
+
+def ask_read_index(member: MemberState, asker: MemberName, context: int) -> None:
+    """Queue a read, pass it to the leader, or refuse it. A leader that has committed nothing in its term does not
+    know yet what is committed (paper, section 8)."""
+    if member.role is Role.LEADER:
+        if not (member.has_committed_in_term and member.reads.ask(asker, context)):
+            member.answer_read(asker, context, 0)
+    elif asker == member.name and member.leader != NO_MEMBER:
+        member.messages.append(ReadIndexRequest(member.name, member.leader, member.term, context))
+    else:
+        member.answer_read(asker, context, 0)
+
+
+def commit_if_agreed(member: MemberState) -> None:
+    """Advance the commit index to what a majority has made durable, if it is of this term (paper, 5.4.2)."""
+    log = member.log
+    index = agreed([log.stable_index, *(progress.match_index for progress in member.progress.values())])
+    if index > log.commit_index and log.term_at(index) == member.term:
+        log.commit_to(index)
+        member.replication_is_due = True
+
+
+def begin_transfer(member: MemberState, to: MemberName) -> bool:
+    """Leader: hand over to `to` as soon as it has the whole log. Says whether it was begun."""
+    progress = member.progress.get(to)
+    if progress is None:
+        return False
+    member.transferee = to
+    member.election_elapsed_ticks = 0
+    member.replication_is_due = True
+    _continue_transfer(member, to, progress)
+    return True
+
+
+def _follow(member: MemberState, leader: MemberName) -> None:
+    if member.role is Role.FOLLOWER and member.leader == leader:
+        member.election_elapsed_ticks = 0
+    else:
+        member.become_follower(member.term, leader)
+
+
+def _rejection(member: MemberState, request: AppendRequest) -> AppendResponse:
+    """With the last place, not after the request's, where the logs could still agree: whole terms are skipped."""
+    log = member.log
+    hint_index = log.last_index_not_above(request.previous_term, min(request.previous_index, log.last_index))
+    return AppendResponse(
+        member.name, request.sender, member.term, request.previous_index, rejected=True,
+        hint_index=hint_index, hint_term=log.term_at(hint_index) or 0,
+    )  # fmt: skip
+
+
+def _send_appends(member: MemberState, name: MemberName, progress: Progress) -> None:
+    log, append_bytes_max = member.log, member.config.append_bytes_max
+    while progress.may_send and progress.next_index <= log.last_index:
+        _send_append(member, name, progress, log.slice(progress.next_index, append_bytes_max))
+    if progress.commit_sent < log.commit_index and progress.may_send:
+        _send_append(member, name, progress, ())
+
+
+def _send_append(member: MemberState, name: MemberName, progress: Progress, entries: tuple[Entry, ...]) -> None:
+    log = member.log
+    previous_index = progress.next_index - 1
+    previous_term = log.term_at(previous_index)
+    if previous_term is None:
+        raise InvariantViolation(f"{name} needs entry {previous_index}, which is not in the log")
+    member.messages.append(
+        AppendRequest(member.name, name, member.term, previous_index, previous_term, entries, log.commit_index)
+    )
+    progress.commit_sent = log.commit_index
+    if entries:
+        progress.on_sent(entries[-1].index, log.size_bytes(entries[0].index, entries[-1].index))
+
+
+def _continue_transfer(member: MemberState, name: MemberName, progress: Progress) -> None:
+    if name == member.transferee and progress.match_index == member.log.last_index:
+        member.messages.append(TimeoutNow(member.name, name, member.term))
+
+
+def _echo_own(member: MemberState) -> None:
+    _answer_confirmed_reads(member, member.name, member.reads.newest_round)
+
+
+def _answer_confirmed_reads(member: MemberState, echoer: MemberName, read_round: int) -> None:
+    if read_round == 0:
+        return
+    for (asker, context), index in member.reads.echo(echoer, read_round):
+        member.answer_read(asker, context, index)
