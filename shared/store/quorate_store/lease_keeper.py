@@ -1,0 +1,213 @@
+"""The leader's work on leases: keepalives, expiry, checkpoints. What is decided is decided in `leases.py`.
+
+Keepalives are no log entries: a member sends them to the leader, which answers once a majority has confirmed that it
+still leads. So no deposed leader promises a lease's life that its successor knows nothing of, and none ends a lease
+either: it must be confirmed before it proposes that, and the entry holds in its own term only.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import structlog
+from quorate_core.clock import Clock
+from quorate_core.errors import DeadlineExceeded, InvariantViolation, NotProposed, OutcomeUnknown, QuorateError
+
+from quorate_store.commands import (
+    Command,
+    LeaseCheckpoint,
+    LeaseExpire,
+    LeaseIncarnation,
+    LeaseRemaining,
+    encode_command,
+)
+from quorate_store.leases import CHECKPOINT_BATCH_MAX, Lessor
+from quorate_store.model import LeaseStatus
+from quorate_store.replicated_log import ReplicatedLog
+from quorate_store.state import Applied, StateMachine
+
+TICK_INTERVAL_S = 0.1
+STALL_S_MIN = 0.05
+"""A tick this late is a loop that stood still, and not jitter."""
+CALL_TIMEOUT_S = 5.0
+CONFIRM_TIMEOUT_S = 2.0
+KEEPALIVE_BATCH_MAX = 10_000
+"""Leases renewed by one call to the leader."""
+
+_KEEPALIVE = "store.lease.keepalive"
+_TIME_TO_LIVE = "store.lease.time-to-live"
+
+log = structlog.get_logger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+_leases_decoder = msgspec.msgpack.Decoder(list[int])
+_query_decoder = msgspec.msgpack.Decoder(tuple[int, bool])
+_status_decoder = msgspec.msgpack.Decoder(LeaseStatus)
+
+
+class LeaseKeeper:
+    """Make it before the log starts, so that it hears of the first leadership; then let `run` run."""
+
+    def __init__(self, replicated_log: ReplicatedLog, machine: StateMachine, clock: Clock) -> None:
+        self._log = replicated_log
+        self._machine = machine
+        self._clock = clock
+        self._lessor: Lessor | None = None
+        """Only while this member leads."""
+        self._term = 0
+        self._settled = asyncio.Event()
+        """Clear while the end of expiring leases is being proposed."""
+        self._settled.set()
+        replicated_log.register_call(_KEEPALIVE, self._on_keepalive)
+        replicated_log.register_call(_TIME_TO_LIVE, self._on_time_to_live)
+        replicated_log.add_leadership_listener(self._on_leadership)
+        machine.add_applied_listener(self._on_applied)
+
+    @property
+    def is_leading(self) -> bool:
+        return self._lessor is not None
+
+    async def keepalive(self, leases: Sequence[int]) -> list[int]:
+        """Renew, wherever the leader is. Returns those that do not exist."""
+        unknown: list[int] = []
+        for first in range(0, len(leases), KEEPALIVE_BATCH_MAX):
+            batch = list(leases[first : first + KEEPALIVE_BATCH_MAX])
+            unknown += _leases_decoder.decode(await self._log.call_leader(_KEEPALIVE, _encode(batch), CALL_TIMEOUT_S))
+        return unknown
+
+    async def time_to_live(self, lease: int, *, keys: bool) -> LeaseStatus:
+        """Raises NotFound."""
+        try:
+            answer = await self._log.call_leader(_TIME_TO_LIVE, _encode((lease, keys)), CALL_TIMEOUT_S)
+        except OutcomeUnknown as error:
+            raise DeadlineExceeded(f"the leader did not say in time what is left of lease {lease}") from error
+        return _status_decoder.decode(answer)
+
+    async def run(self, wait: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Expire and checkpoint until cancelled."""
+        loop = asyncio.get_running_loop()
+        postponed = ""
+        while True:
+            expected_s = loop.time() + TICK_INTERVAL_S
+            await wait(TICK_INTERVAL_S)
+            # Measured on the loop's own clock: it is the loop that stood still, whatever clock leases go by.
+            stalled_s = loop.time() - expected_s
+            lessor = self._lessor
+            if lessor is None:
+                continue
+            if stalled_s > STALL_S_MIN:
+                lessor.add_stall(stalled_s)
+            try:
+                await self._expire_due(lessor)
+                await self._checkpoint_due(lessor)
+                postponed = ""
+            except InvariantViolation:
+                raise
+            except QuorateError as error:
+                if error.detail != postponed:  # once, and not every tick
+                    postponed = error.detail
+                    log.info("lease_duty_postponed", reason=postponed)
+
+    def _on_leadership(self, is_leader: bool, term: int) -> None:
+        self._term = term
+        if not is_leader:
+            self._lessor = None
+            return
+        lessor, now_s = Lessor(), self._clock.monotonic_s()
+        for lease, row in self._machine.leases:
+            lessor.add_inherited(lease, row.generation, row.ttl_s, row.remaining_ms, now_s)
+        self._lessor = lessor
+
+    def _on_applied(self, applied: Applied) -> None:
+        lessor = self._lessor
+        if lessor is None:
+            return
+        for lease in applied.leases_ended:
+            lessor.remove(lease)
+        for lease in applied.leases_granted:
+            row = self._machine.leases.get(lease)
+            if row is not None:
+                lessor.add_granted(lease, row.generation, row.ttl_s, self._clock.monotonic_s())
+
+    async def _expire_due(self, lessor: Lessor) -> None:
+        due = lessor.due(self._clock.monotonic_s())
+        if not due:
+            return
+        self._settled.clear()
+        try:
+            await self._end(lessor, due)
+        finally:
+            self._settled.set()
+
+    async def _end(self, lessor: Lessor, due: list[LeaseIncarnation]) -> None:
+        """Returns when these are gone, or may be renewed again, or this member leads no more."""
+        while lessor is self._lessor:
+            try:
+                term = await self._confirmed_term(lessor)
+                await self._propose(LeaseExpire(term, tuple(due)))
+                return
+            except OutcomeUnknown as error:
+                # It may be in the log, so these must not be renewed; to propose it again does no harm.
+                log.info("lease_expiry_repeated", leases=len(due), reason=error.detail)
+            except BaseException:
+                lessor.expiry_failed(due)
+                raise
+
+    async def _checkpoint_due(self, lessor: Lessor) -> None:
+        due = lessor.checkpoints_due(self._clock.monotonic_s())
+        if due and lessor is self._lessor:
+            await self._propose(LeaseCheckpoint(self._term, tuple(due)))
+
+    async def _propose(self, command: Command) -> None:
+        await self._log.propose(encode_command(command), CALL_TIMEOUT_S)
+
+    async def _confirmed_term(self, lessor: Lessor) -> int:
+        """The term that `lessor` is of, confirmed by a majority just now. Raises NotProposed."""
+        term = await self._log.confirm_leadership(CONFIRM_TIMEOUT_S)
+        self._require_leading(lessor)
+        if term != self._term:
+            raise NotProposed(f"this member has come to lead again, in term {term}; try again")
+        return term
+
+    def _require_leading(self, lessor: Lessor | None) -> Lessor:
+        if lessor is None or lessor is not self._lessor:
+            raise NotProposed("this member does not lead any more; try again")
+        return lessor
+
+    async def _on_keepalive(self, _sender: str, payload: bytes) -> bytes:
+        leases = _leases_decoder.decode(payload)
+        lessor = self._require_leading(self._lessor)
+        term = await self._confirmed_term(lessor)
+        if any(lease not in lessor for lease in leases):
+            # A grant may be committed and not be applied here yet, though the asker has applied it.
+            await self._log.read_index(CONFIRM_TIMEOUT_S)
+        while any(lessor.is_expiring(lease) for lease in leases) and lessor is self._lessor:
+            await self._settled.wait()
+        self._require_leading(lessor)
+        now_s = self._clock.monotonic_s()
+        unknown = [lease for lease in leases if not lessor.renew(lease, now_s)]
+        await self._clear_checkpoints(lessor, term, leases)
+        return _encode(unknown)
+
+    async def _clear_checkpoints(self, lessor: Lessor, term: int, leases: list[int]) -> None:
+        """A checkpoint would outlive the renewal in the log, and a later leader would believe it."""
+        numbers = {lease: number for lease in leases if (number := lessor.checkpoint_to_clear(lease))}
+        stale = [
+            LeaseRemaining(lease, row.generation, 0)
+            for lease in numbers
+            if (row := self._machine.leases.get(lease)) is not None
+        ]
+        for first in range(0, len(stale), CHECKPOINT_BATCH_MAX):
+            await self._propose(LeaseCheckpoint(term, tuple(stale[first : first + CHECKPOINT_BATCH_MAX])))
+        self._require_leading(lessor)
+        for lease, number in numbers.items():
+            lessor.checkpoint_cleared(lease, number)
+
+    async def _on_time_to_live(self, _sender: str, payload: bytes) -> bytes:
+        lease, keys = _query_decoder.decode(payload)
+        lessor = self._require_leading(self._lessor)
+        await self._confirmed_term(lessor)
+        await self._log.read_index(CONFIRM_TIMEOUT_S)
+        self._require_leading(lessor)
+        remaining_s = lessor.remaining_s(lease, self._clock.monotonic_s())
+        return _encode(self._machine.lease_status(lease, remaining_s, keys=keys))

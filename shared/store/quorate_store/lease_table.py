@@ -1,0 +1,78 @@
+"""The leases as replicated state: who has been granted what, and which keys each holds. Deadlines are the leader's
+alone and live elsewhere (`leases.py`)."""
+
+from collections.abc import Iterable, Iterator
+
+import lmdb
+from quorate_core.errors import Conflict, NotFound
+
+from quorate_store.database import Database, LeaseRow
+
+LEASE_COST_BYTES = 128
+"""What a lease counts against the quota."""
+
+
+class LeaseTable:
+    """Rows in memory over rows in LMDB; the keys of each lease are kept in memory only, since key-values name
+    their lease."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._keys: dict[int, set[bytes]] = {}
+        with database.read() as txn:
+            self._rows = dict(database.leases(txn))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, lease: int) -> bool:
+        return lease in self._rows
+
+    def __iter__(self) -> Iterator[tuple[int, LeaseRow]]:
+        return iter(self._rows.items())
+
+    def get(self, lease: int) -> LeaseRow | None:
+        return self._rows.get(lease)
+
+    def require(self, lease: int) -> LeaseRow:
+        row = self._rows.get(lease)
+        if row is None:
+            raise NotFound(f"lease {lease} does not exist; it has ended, or was never granted")
+        return row
+
+    def keys(self, lease: int) -> Iterable[bytes]:
+        """In order, so that every member deletes them in the same one."""
+        return sorted(self._keys.get(lease, ()))
+
+    @property
+    def cost_bytes(self) -> int:
+        return len(self._rows) * LEASE_COST_BYTES
+
+    def grant(self, txn: lmdb.Transaction, lease: int, row: LeaseRow) -> None:
+        if lease in self._rows:
+            raise Conflict(f"lease {lease} exists already")
+        self._save(txn, lease, row)
+
+    def checkpoint(self, txn: lmdb.Transaction, lease: int, remaining_ms: int) -> None:
+        row = self._rows[lease]
+        self._save(txn, lease, LeaseRow(row.ttl_s, row.generation, remaining_ms))
+
+    def remove(self, txn: lmdb.Transaction, lease: int) -> None:
+        """Its keys must be gone already."""
+        self._database.delete_lease(txn, lease)
+        del self._rows[lease]
+        self._keys.pop(lease, None)
+
+    def _save(self, txn: lmdb.Transaction, lease: int, row: LeaseRow) -> None:
+        self._database.put_lease(txn, lease, row)
+        self._rows[lease] = row
+
+    def attach(self, lease: int, key: bytes) -> None:
+        self._keys.setdefault(lease, set()).add(key)
+
+    def detach(self, lease: int, key: bytes) -> None:
+        keys = self._keys.get(lease)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._keys[lease]

@@ -1,0 +1,286 @@
+"""Multi-version key-values: reads at any kept revision, writes of one revision at a time, compaction.
+
+Compaction is logical and at once: it moves `compact_revision`, and takes what it frees off the byte count, by a
+running total that every row carries. The rows themselves are swept away later and in slices, each member at its own
+pace; nothing that a caller can ask for shows how far a member has come.
+
+After compaction at C, every read at C or later, and every event at C or later, is as it was before.
+"""
+
+from collections.abc import Sequence
+
+import lmdb
+from quorate_core.errors import Compacted, FutureRevision, InvariantViolation
+
+from quorate_store.database import Database, Meta, Row
+from quorate_store.key_index import (
+    CHANGES_PER_REVISION_MAX,
+    NOWHERE,
+    KeyIndex,
+    Position,
+    is_deletion,
+    is_in_range,
+    main_of,
+    position,
+)
+from quorate_store.model import Event, EventKind, KeyValue, RangeOp, RangeResult
+
+ROW_OVERHEAD_BYTES = 64
+"""What a row costs besides its encoding: its key, LMDB's node, its place in the index."""
+_PAGE_BYTES = 4096
+_INLINE_BYTES_MAX = 2000
+"""LMDB stores longer rows on pages of their own (two rows at least fit on a shared one)."""
+
+
+def row_cost_bytes(encoded_bytes: int) -> int:
+    """What a row counts against the quota. Depends on nothing but its size, so that all members count alike."""
+    if encoded_bytes > _INLINE_BYTES_MAX:
+        encoded_bytes = -(-encoded_bytes // _PAGE_BYTES) * _PAGE_BYTES
+    return encoded_bytes + ROW_OVERHEAD_BYTES
+
+
+def load_index(database: Database) -> tuple[KeyIndex, dict[bytes, int]]:
+    """The index, and the lease of every key that is attached to one, by a walk over all rows."""
+    histories: dict[bytes, list[Position]] = {}
+    attached: dict[bytes, int] = {}
+    with database.read() as txn:
+        for main, sub, row in database.rows_from(txn, 0):
+            histories.setdefault(row.key, []).append(position(main, sub, deleted=row.version == 0))
+            if row.lease:
+                attached[row.key] = row.lease
+            else:
+                attached.pop(row.key, None)
+    return KeyIndex(histories), attached
+
+
+class Mvcc:
+    """The index in memory over the rows in LMDB. Writes happen inside the caller's LMDB transaction."""
+
+    def __init__(self, database: Database, meta: Meta, index: KeyIndex) -> None:
+        self._database = database
+        self.meta = meta
+        self.index = index
+
+    def require_readable(self, revision: int) -> None:
+        """Raises Compacted or FutureRevision when the state at `revision` (0: now) cannot be read."""
+        meta = self.meta
+        if revision > meta.revision:
+            raise FutureRevision(f"revision {revision} is in the future; the newest is {meta.revision}")
+        if 0 < revision < meta.compact_revision:
+            raise compacted(revision, meta.compact_revision)
+
+    def key_value(self, txn: lmdb.Transaction, at: Position, *, keys_only: bool = False) -> KeyValue:
+        row = self._database.row(txn, at)
+        value = b"" if keys_only else row.value
+        return KeyValue(row.key, value, row.create_revision, main_of(at), row.version, row.lease)
+
+    def newest(self, txn: lmdb.Transaction, key: bytes) -> KeyValue | None:
+        at = self.index.newest(key)
+        return None if at == NOWHERE else self.key_value(txn, at)
+
+    def range(self, txn: lmdb.Transaction, op: RangeOp, present: int) -> RangeResult:
+        """The answer to `op`, which is known to be readable; `present` is the revision it is made at.
+
+        Walks the whole range when it is in the past; see `RangeScan` for doing that in slices.
+        """
+        if op.revision in (0, present):
+            return self._range_now(txn, op, present)
+        scan = RangeScan(self, op, present)
+        while not scan.step(txn, keys_max=2**31):
+            pass
+        return scan.result()
+
+    def _range_now(self, txn: lmdb.Transaction, op: RangeOp, present: int) -> RangeResult:
+        count = self.index.live_count(op.key, op.range_end)
+        if op.count_only or count == 0:
+            return RangeResult(present, (), count)
+        newest, key_value, keys_only = self.index.newest, self.key_value, op.keys_only
+        keys = self.index.live_keys(op.key, op.range_end, op.limit)
+        kvs = tuple([key_value(txn, newest(key), keys_only=keys_only) for key in keys])
+        return RangeResult(present, kvs, count, count > len(kvs))
+
+    def compact(self, txn: lmdb.Transaction, revision: int) -> None:
+        """Forget what no read at `revision` or later needs. Raises Compacted or FutureRevision."""
+        meta = self.meta
+        if revision <= meta.compact_revision:
+            raise compacted(revision, meta.compact_revision)
+        self.require_readable(revision)
+        last = self._database.last_row_of(txn, revision)
+        if last is None and revision > 1:
+            raise InvariantViolation(f"revision {revision} has no row, and {meta.compact_revision} was compacted last")
+        meta.compact_revision = revision
+        meta.reclaimed_bytes = 0 if last is None else last.superseded_bytes
+
+    @property
+    def is_swept(self) -> bool:
+        return self.meta.swept_revision >= self.meta.compact_revision
+
+    def sweep(self, txn: lmdb.Transaction, rows_max: int) -> None:
+        """Remove rows that compaction has freed, after looking at about `rows_max`; `is_swept` says when all are
+        gone. Visits only the revisions compacted since the last time: what a change superseded is its key's
+        predecessor."""
+        start, end = self.meta.swept_revision, self.meta.compact_revision
+        doomed: dict[Position, bytes] = {}
+        current, reached = start, end
+        for visited, (main, sub, row) in enumerate(self._database.rows_from(txn, start)):
+            if main > end:
+                break
+            if visited >= rows_max and main > current > start:
+                reached = current
+                break
+            current = main
+            at = position(main, sub, deleted=row.version == 0)
+            earlier = self.index.predecessor(row.key, at)
+            if earlier != NOWHERE:
+                doomed[earlier] = row.key
+            if row.version == 0 and main < end:
+                doomed[at] = row.key
+        for at, key in doomed.items():
+            self._database.delete_row(txn, at)
+            self.index.forget(key, at)
+        self.meta.swept_revision = reached
+
+    def events(
+        self, txn: lmdb.Transaction, start: int, first: bytes, range_end: bytes, *, previous: bool, rows_max: int
+    ) -> tuple[list[Event], int]:
+        """Events of the range from revision `start` on, and the revision up to which these are all of them.
+
+        Looks at about `rows_max` rows, and at whole revisions. Raises Compacted.
+        """
+        if start < self.meta.compact_revision:
+            raise compacted(start, self.meta.compact_revision)
+        found: list[Event] = []
+        reached = start - 1
+        for visited, (main, sub, row) in enumerate(self._database.rows_from(txn, start)):
+            if visited >= rows_max and main > reached:
+                return found, main - 1
+            reached = main
+            if is_in_range(row.key, first, range_end):
+                found.append(self._event(txn, position(main, sub, deleted=row.version == 0), row, previous))
+        return found, max(reached, self.meta.revision)
+
+    def _event(self, txn: lmdb.Transaction, at: Position, row: Row, previous: bool) -> Event:
+        main = main_of(at)
+        before = None
+        if previous and main > self.meta.compact_revision:
+            earlier = self.index.predecessor(row.key, at)
+            if earlier != NOWHERE and not is_deletion(earlier):
+                before = self.key_value(txn, earlier)
+        if row.version == 0:
+            return Event(EventKind.DELETE, KeyValue(row.key, b"", 0, main, 0), before)
+        kv = KeyValue(row.key, row.value, row.create_revision, main, row.version, row.lease)
+        return Event(EventKind.PUT, kv, before)
+
+
+class RevisionWriter:
+    """Writes the changes of the next revision. `close` makes it the store's revision if anything changed."""
+
+    def __init__(self, mvcc: Mvcc, database: Database, txn: lmdb.Transaction) -> None:
+        self._mvcc = mvcc
+        self._database = database
+        self._txn = txn
+        self._main = mvcc.meta.revision + 1
+        self._sub = 0
+        self.events: list[Event] = []
+
+    @property
+    def present(self) -> int:
+        """The revision that a read inside this transaction is made at."""
+        return self._main if self.events else self._main - 1
+
+    def put(self, key: bytes, value: bytes, lease: int) -> KeyValue | None:
+        """Returns what was there before."""
+        before = self._supersede(key)
+        created, version = (self._main, 1) if before is None else (before.create_revision, before.version + 1)
+        self._append(Row(key, version, created, lease, self._mvcc.meta.superseded_bytes, value))
+        kv = KeyValue(key, value, created, self._main, version, lease)
+        self.events.append(Event(EventKind.PUT, kv, before))
+        return before
+
+    def delete(self, key: bytes) -> KeyValue:
+        """`key` must be alive. Returns what was there."""
+        before = self._supersede(key)
+        if before is None:
+            raise InvariantViolation(f"deletion of the key {key!r}, which is not alive")
+        meta = self._mvcc.meta
+        meta.tombstone_bytes += self._append(Row(key, 0, superseded_bytes=meta.superseded_bytes))
+        self.events.append(Event(EventKind.DELETE, KeyValue(key, b"", 0, self._main, 0), before))
+        return before
+
+    def close(self) -> int:
+        """Returns the store's revision, which is a new one if anything was written."""
+        if self.events:
+            self._mvcc.meta.revision = self._main
+        return self._mvcc.meta.revision
+
+    def _supersede(self, key: bytes) -> KeyValue | None:
+        meta, index = self._mvcc.meta, self._mvcc.index
+        if not self.events:
+            # The deletions of the revision before this one are superseded from here on.
+            meta.superseded_bytes += meta.tombstone_bytes
+            meta.tombstone_bytes = 0
+        at = index.newest(key)
+        if at == NOWHERE:
+            return None
+        row, encoded_bytes = self._database.sized_row(self._txn, at)
+        meta.superseded_bytes += row_cost_bytes(encoded_bytes)
+        return KeyValue(key, row.value, row.create_revision, main_of(at), row.version, row.lease)
+
+    def _append(self, row: Row) -> int:
+        if self._sub >= CHANGES_PER_REVISION_MAX:
+            raise InvariantViolation(f"revision {self._main} has over {CHANGES_PER_REVISION_MAX} changes")
+        at = position(self._main, self._sub, deleted=row.version == 0)
+        cost_bytes = row_cost_bytes(self._database.put_row(self._txn, at, row))
+        self._mvcc.index.record(row.key, at)
+        self._mvcc.meta.written_bytes += cost_bytes
+        self._sub += 1
+        return cost_bytes
+
+
+class RangeScan:
+    """A range read at a fixed revision in slices, so that a long one does not hold the event loop. Between slices
+    the store may change: only a compaction past the revision disturbs it, and raises Compacted."""
+
+    def __init__(self, mvcc: Mvcc, op: RangeOp, present: int) -> None:
+        self._mvcc = mvcc
+        self._op = op
+        self._present = present
+        self._revision = op.revision or present
+        self._after: bytes | None = None
+        self._kvs: list[KeyValue] = []
+        self._count = 0
+
+    def step(self, txn: lmdb.Transaction, keys_max: int) -> bool:
+        """Look at up to `keys_max` keys; True when that was the last of them."""
+        mvcc, op = self._mvcc, self._op
+        if self._revision < mvcc.meta.compact_revision:
+            raise compacted(self._revision, mvcc.meta.compact_revision)
+        visited = 0
+        for key in mvcc.index.keys(op.key, op.range_end, self._after):
+            if visited == keys_max:
+                return False
+            visited += 1
+            self._after = key
+            at = mvcc.index.at_revision(key, self._revision)
+            if at == NOWHERE:
+                continue
+            self._count += 1
+            if not op.count_only and (op.limit == 0 or len(self._kvs) < op.limit):
+                self._kvs.append(mvcc.key_value(txn, at, keys_only=op.keys_only))
+        return True
+
+    def result(self) -> RangeResult:
+        more = not self._op.count_only and self._count > len(self._kvs)
+        return RangeResult(self._present, tuple(self._kvs), self._count, more)
+
+
+def compacted(revision: int, compact_revision: int) -> Compacted:
+    return Compacted(
+        f"revision {revision} is compacted; the oldest that can be read is {compact_revision}",
+        compact_revision=compact_revision,
+    )
+
+
+def range_keys(mvcc: Mvcc, key: bytes, range_end: bytes) -> Sequence[bytes]:
+    """The keys alive in a range, as a list that stays the same while they are changed."""
+    return list(mvcc.index.live_keys(key, range_end))

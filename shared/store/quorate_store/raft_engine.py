@@ -1,0 +1,236 @@
+"""The `Store` on Raft: this process is a member. Requests are checked before they are proposed; reads are answered
+here, after a linearizable barrier unless the caller says otherwise."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from quorate_core.clock import Clock
+from quorate_core.errors import Compacted, Conflict, InvalidRequest, InvariantViolation, NotFound
+from quorate_core.tasks import TaskOwner
+
+from quorate_store.commands import Command, Compact, LeaseGrant, LeaseRevoke, encode_command
+from quorate_store.database import QUOTA_BYTES_DEFAULT
+from quorate_store.lease_keeper import LeaseKeeper
+from quorate_store.maintenance import HISTORY_REVISIONS_KEPT_DEFAULT, Maintenance
+from quorate_store.model import (
+    Compare,
+    DeleteOp,
+    DeleteResult,
+    LeaseStatus,
+    MemberStatus,
+    Operation,
+    PutOp,
+    PutResult,
+    RangeOp,
+    RangeResult,
+    TxnOp,
+    TxnResult,
+)
+from quorate_store.port import Watch
+from quorate_store.replicated_log import ReplicatedLog
+from quorate_store.state import StateMachine
+from quorate_store.transactions import (
+    LEASE_TTL_S_MAX,
+    is_read_only,
+    require_integer,
+    require_key,
+    validate_operation,
+    validate_txn,
+)
+from quorate_store.watches import WatchFeed
+
+WRITE_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 5.0
+RANGE_SLICE_KEYS = 500
+"""Keys read in one turn of the event loop: a few milliseconds."""
+READ_ATTEMPTS_MAX = 3
+"""A long read of the present begins again when compaction has overtaken it."""
+LEASE_ID_ATTEMPTS_MAX = 3
+LEASE_ID_BITS = 63
+
+
+class RaftStore:
+    """`port.Store`. Make it before the log starts, so that it hears of the first leadership; `start` after it."""
+
+    def __init__(
+        self,
+        replicated_log: ReplicatedLog,
+        machine: StateMachine,
+        clock: Clock,
+        tasks: TaskOwner,
+        *,
+        quota_bytes: int = QUOTA_BYTES_DEFAULT,
+        history_revisions_kept: int = HISTORY_REVISIONS_KEPT_DEFAULT,
+        random_bits: Callable[[int], int] = secrets.randbits,
+    ) -> None:
+        self._log = replicated_log
+        self._machine = machine
+        self._tasks = tasks
+        self._random_bits = random_bits
+        self._feed = WatchFeed(machine)
+        machine.add_applied_listener(self._feed.on_applied)
+        self._leases = LeaseKeeper(replicated_log, machine, clock)
+        self._maintenance = Maintenance(
+            replicated_log, machine, lambda: self._leases.is_leading,
+            quota_bytes=quota_bytes, history_revisions_kept=history_revisions_kept,
+        )  # fmt: skip
+        self._running: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin background work; does not wait for a leader. Raises InvariantViolation when the state is ahead of
+        the log: then one of the two is not this member's."""
+        last_index = self._log.status().last_index
+        if self._machine.applied_index > last_index:
+            raise InvariantViolation(
+                f"the state has applied entry {self._machine.applied_index}, and the log ends at {last_index}"
+            )
+        self._running = [
+            self._tasks.start(self._leases.run(), "leases"),
+            self._tasks.start(self._maintenance.run(), "maintenance"),
+        ]
+
+    async def close(self) -> None:
+        """End watches and background work. The log and the state machine are their owner's to close, in this order."""
+        self._feed.close()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def range(
+        self,
+        key: bytes,
+        range_end: bytes = b"",
+        *,
+        limit: int = 0,
+        revision: int = 0,
+        keys_only: bool = False,
+        count_only: bool = False,
+        serializable: bool = False,
+    ) -> RangeResult:
+        """See `port.Store.range`."""
+        op = RangeOp(key, range_end, limit, revision, keys_only, count_only)
+        validate_operation(op)
+        if not serializable:
+            await self._log.read_index(READ_TIMEOUT_S)
+        if self._is_short(op):
+            return self._machine.range(op)
+        for _ in range(READ_ATTEMPTS_MAX - 1):
+            try:
+                return await self._scan(op)
+            except Compacted:
+                if op.revision:
+                    raise
+        return await self._scan(op)
+
+    def _is_short(self, op: RangeOp) -> bool:
+        if not op.range_end:
+            return True
+        if op.revision:
+            return False
+        return op.count_only or self._machine.live_count(op.key, op.range_end, op.limit) <= RANGE_SLICE_KEYS
+
+    async def _scan(self, op: RangeOp) -> RangeResult:
+        scan = self._machine.scan(op)
+        while not scan.step(RANGE_SLICE_KEYS):  # noqa: ASYNC110 - waits for nothing, lets others run
+            await asyncio.sleep(0)
+        return scan.result()
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0, previous: bool = False) -> PutResult:
+        """See `port.Store.put`."""
+        op = PutOp(key, value, lease, previous)
+        validate_operation(op)
+        result: PutResult = await self._propose(op)
+        return result
+
+    async def delete(self, key: bytes, range_end: bytes = b"", *, previous: bool = False) -> DeleteResult:
+        op = DeleteOp(key, range_end, previous)
+        validate_operation(op)
+        result: DeleteResult = await self._propose(op)
+        return result
+
+    async def txn(
+        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()
+    ) -> TxnResult:
+        """See `port.Store.txn`."""
+        op = TxnOp(tuple(compare), tuple(success), tuple(failure))
+        validate_txn(op)
+        if is_read_only(op):
+            await self._log.read_index(READ_TIMEOUT_S)
+            return self._machine.read_txn(op)
+        result: TxnResult = await self._propose(op)
+        return result
+
+    async def compact(self, revision: int) -> None:
+        """See `port.Store.compact`."""
+        require_integer("revision", revision)
+        await self._propose(Compact(revision))
+
+    async def lease_grant(self, ttl_s: int, lease: int = 0) -> LeaseStatus:
+        """See `port.Store.lease_grant`."""
+        if not 1 <= ttl_s <= LEASE_TTL_S_MAX:
+            raise InvalidRequest(f"a time to live of {ttl_s} s; it must be from 1 to {LEASE_TTL_S_MAX} s")
+        require_integer("lease", lease)
+        if lease:
+            return await self._grant(lease, ttl_s)
+        for _ in range(LEASE_ID_ATTEMPTS_MAX - 1):
+            try:
+                return await self._grant(self._new_lease_id(), ttl_s)
+            except Conflict:
+                continue
+        return await self._grant(self._new_lease_id(), ttl_s)
+
+    async def _grant(self, lease: int, ttl_s: int) -> LeaseStatus:
+        granted: LeaseStatus = await self._propose(LeaseGrant(lease, ttl_s))
+        return granted
+
+    def _new_lease_id(self) -> int:
+        return self._random_bits(LEASE_ID_BITS) or 1
+
+    async def lease_keepalive(self, leases: Sequence[int]) -> Sequence[int]:
+        """See `port.Store.lease_keepalive`."""
+        for lease in leases:
+            require_integer("lease", lease)
+        return await self._leases.keepalive(leases)
+
+    async def lease_revoke(self, lease: int) -> int:
+        """See `port.Store.lease_revoke`."""
+        require_integer("lease", lease)
+        revision: int = await self._propose(LeaseRevoke(lease))
+        return revision
+
+    async def lease_time_to_live(self, lease: int, *, keys: bool = False) -> LeaseStatus:
+        """See `port.Store.lease_time_to_live`."""
+        require_integer("lease", lease)
+        if lease == 0:
+            raise NotFound("lease 0 does not exist: it stands for no lease")
+        return await self._leases.time_to_live(lease, keys=keys)
+
+    def watch(
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int = 0, previous: bool = False
+    ) -> AbstractAsyncContextManager[Watch]:
+        """See `port.Store.watch`."""
+        require_key(key)
+        require_integer("start_revision", start_revision)
+        return self._feed.watch(key, range_end, start_revision=start_revision, previous=previous)
+
+    async def status(self) -> MemberStatus:
+        """This member as it sees itself; needs no leader."""
+        status = self._log.status()
+        return MemberStatus(
+            name=status.name,
+            role=str(status.role),
+            leader=status.leader,
+            term=status.term,
+            commit_index=status.commit_index,
+            applied_index=self._machine.applied_index,
+            revision=self._machine.revision,
+            store_bytes=self._machine.logical_bytes,
+            members=tuple(status.members),
+            connected=tuple(status.connected),
+        )
+
+    async def _propose(self, command: Command) -> Any:
+        return await self._log.propose(encode_command(command), WRITE_TIMEOUT_S)
