@@ -51,9 +51,17 @@ KEY_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 """An instance id or a document's key: letters, digits, `.`, `_`, `-`; at most 128 characters."""
 
+METADATA_ENTRIES_MAX = 64
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=128)],
+        Annotated[str, StringConstraints(max_length=1_024)],
+    ],
+    Field(max_length=METADATA_ENTRIES_MAX),
+]
+
 DEFAULT_NAMESPACE = "default"
 TTL_S_MIN, TTL_S_DEFAULT, TTL_S_MAX = 2, 10, 86_400
-METADATA_ENTRIES_MAX = 64
 HEARTBEAT_INSTANCES_MAX = 10_000
 CONTENT_BYTES_MAX = 1_048_576
 WAIT_S_MAX = 55.0
@@ -80,8 +88,7 @@ class InstanceSpec(_Wire):
     weight: Annotated[int, Field(ge=0, le=1_000)] = 100
     zone: Annotated[str, StringConstraints(max_length=63)] = ""
     version: Annotated[str, StringConstraints(max_length=63)] = ""
-    metadata: Annotated[dict[str, Annotated[str, StringConstraints(max_length=1_024)]],
-                        Field(max_length=METADATA_ENTRIES_MAX)] = {}  # fmt: skip
+    metadata: Metadata = {}
     status: InstanceStatus = InstanceStatus.UP
     ttl_s: Annotated[int, Field(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S_DEFAULT
 
@@ -91,7 +98,8 @@ class InstancePatch(_Wire):
 
     weight: Annotated[int, Field(ge=0, le=1_000)] | None = None
     status: InstanceStatus | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
+    """Replaces the former as a whole."""
 
 
 class Instance(_Wire):

@@ -1,0 +1,166 @@
+"""Watchers of the registry: each has a queue of names, newest wins, so that a slow one costs no more than a set.
+
+What a watcher is sent: first a snapshot, or, when it resumes and the changes since are remembered, a delta (a bookmark
+when there are none); then a delta for each change of what it watches, several put together when it is slow; and
+bookmarks, which say that nothing else has changed up to a revision.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import contextmanager
+
+from quorate_core.errors import TooManyRequests
+from quorate_core.sse import encode_event
+
+from quorate_registry.catalog import Catalog
+from quorate_registry.model import InstanceName
+
+SUBSCRIPTIONS_MAX = 20_000
+"""Watchers and blocking queries of one node."""
+PENDING_NAMES_MAX = 8_192
+"""A watcher that is further behind gets a snapshot in place of a delta."""
+
+
+class Subscription:
+    """One watcher's queue. `services`: those that it watches; None for all of the namespace."""
+
+    def __init__(self, namespace: str, services: frozenset[str] | None) -> None:
+        self.namespace = namespace
+        self.services = services
+        self._pending: dict[InstanceName, None] = {}
+        self._overflown = False
+        self._bookmark_due = False
+        self._wake = asyncio.Event()
+
+    def offer(self, name: InstanceName) -> None:
+        self._pending[name] = None
+        if len(self._pending) > PENDING_NAMES_MAX:
+            self._pending.clear()
+            self._overflown = True
+        self._wake.set()
+
+    def offer_bookmark(self) -> None:
+        self._bookmark_due = True
+        self._wake.set()
+
+    async def wait(self) -> None:
+        """Until there is something to send."""
+        await self._wake.wait()
+
+    def clear(self) -> None:
+        """Whatever was pending is in what is being sent."""
+        self._pending.clear()
+        self._overflown = self._bookmark_due = False
+        self._wake.clear()
+
+    def take(self, catalog: Catalog) -> bytes | None:
+        """The next event for what is pending, as of the catalog's revision; None when nothing is."""
+        names, overflown, bookmark_due = tuple(self._pending), self._overflown, self._bookmark_due
+        self.clear()
+        if overflown:
+            return snapshot_event(catalog, self)
+        if names:
+            return delta_event(catalog, names)
+        return bookmark_event(catalog) if bookmark_due else None
+
+
+class Subscriptions:
+    """All watchers of a node, found by what they watch: a change wakes those who asked for it and nobody else."""
+
+    def __init__(self) -> None:
+        self._by_service: dict[tuple[str, str], set[Subscription]] = {}
+        self._by_namespace: dict[str, set[Subscription]] = {}
+        self._all: set[Subscription] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def require_room(self) -> None:
+        """Raises TooManyRequests when this node has as many watchers as it may have."""
+        if len(self._all) >= SUBSCRIPTIONS_MAX:
+            raise TooManyRequests(f"this node has {SUBSCRIPTIONS_MAX} watchers already; ask another node")
+
+    @contextmanager
+    def subscribed(self, namespace: str, services: frozenset[str] | None) -> Iterator[Subscription]:
+        """Raises TooManyRequests as `require_room`."""
+        self.require_room()
+        subscription = Subscription(namespace, services)
+        self._all.add(subscription)
+        for watchers in self._indexes(subscription):
+            watchers.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._all.discard(subscription)
+            for watchers in self._indexes(subscription):
+                watchers.discard(subscription)
+            self._drop_empty(subscription)
+
+    def publish(self, names: Iterable[InstanceName]) -> None:
+        for name in names:
+            for watchers in (
+                self._by_service.get((name.namespace, name.service), ()),
+                self._by_namespace.get(name.namespace, ()),
+            ):
+                for subscription in watchers:
+                    subscription.offer(name)
+
+    def publish_bookmark(self) -> None:
+        for subscription in self._all:
+            subscription.offer_bookmark()
+
+    def _indexes(self, subscription: Subscription) -> list[set[Subscription]]:
+        namespace = subscription.namespace
+        if subscription.services is None:
+            return [self._by_namespace.setdefault(namespace, set())]
+        return [self._by_service.setdefault((namespace, service), set()) for service in subscription.services]
+
+    def _drop_empty(self, subscription: Subscription) -> None:
+        namespace = subscription.namespace
+        if subscription.services is None:
+            if not self._by_namespace[namespace]:
+                del self._by_namespace[namespace]
+            return
+        for service in subscription.services:
+            if not self._by_service[namespace, service]:
+                del self._by_service[namespace, service]
+
+
+async def watch_events(
+    catalog: Catalog,
+    subscriptions: Subscriptions,
+    namespace: str,
+    services: frozenset[str] | None,
+    resume_revision: int | None,
+) -> AsyncGenerator[bytes, None]:
+    """Encoded events of one watch, without end. `resume_revision`: what the watcher has already."""
+    with subscriptions.subscribed(namespace, services) as subscription:
+        # NB: nothing is awaited between subscribing and the first event, so no change falls between them.
+        yield first_event(catalog, subscription, resume_revision)
+        while True:
+            await subscription.wait()
+            event = subscription.take(catalog)
+            if event is not None:
+                yield event
+
+
+def first_event(catalog: Catalog, subscription: Subscription, resume_revision: int | None) -> bytes:
+    if resume_revision is None:
+        return snapshot_event(catalog, subscription)
+    names = catalog.changes_since(resume_revision, subscription.namespace, subscription.services)
+    if names is None:
+        return snapshot_event(catalog, subscription)
+    return delta_event(catalog, names) if names else bookmark_event(catalog)
+
+
+def snapshot_event(catalog: Catalog, subscription: Subscription) -> bytes:
+    body = catalog.snapshot_body(subscription.namespace, subscription.services)
+    return encode_event("snapshot", body, catalog.revision)
+
+
+def delta_event(catalog: Catalog, names: tuple[InstanceName, ...]) -> bytes:
+    return encode_event("delta", catalog.delta_body(names), catalog.revision)
+
+
+def bookmark_event(catalog: Catalog) -> bytes:
+    return encode_event("bookmark", b'{"revision":%d}' % catalog.revision, catalog.revision)

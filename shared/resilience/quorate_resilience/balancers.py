@@ -1,0 +1,51 @@
+"""Balancers: which of a service's endpoints takes the next request.
+
+A balancer is asked with the candidates of the moment, so that it needs no notice when they change. It is plain
+state without a lock: one event loop, or one thread, owns it.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Generic, TypeVar
+
+CandidateT = TypeVar("CandidateT")
+
+
+class RoundRobin(Generic[CandidateT]):
+    """Each candidate in turn.
+
+    The turn is a place in the order, tied to the candidate that was picked last: when candidates come and go, the
+    turn continues after that one, so that a set that changes at every request still gives each its share. When the
+    last one itself is gone, its place is kept. Tuples that are identical objects cost no search.
+    """
+
+    __slots__ = ("_candidates", "_last_index")
+
+    def __init__(self, first_index: int = 0) -> None:
+        """`first_index`: whose turn is first, modulo their number. Give each process another one, so that a fleet
+        that starts together does not send its first requests to one endpoint."""
+        self._candidates: Sequence[CandidateT] = ()
+        self._last_index = first_index - 1
+
+    def pick(self, candidates: Sequence[CandidateT], tried: Collection[CandidateT] = ()) -> CandidateT | None:
+        """The next candidate that is not in `tried`; None when there is no such candidate. O(1) in the common case,
+        O(number of candidates) after a change or with `tried`."""
+        if candidates is not self._candidates:
+            self._follow(candidates)
+        count = len(candidates)
+        for step in range(1, count + 1):
+            index = (self._last_index + step) % count
+            candidate = candidates[index]
+            if not tried or candidate not in tried:
+                self._last_index = index
+                return candidate
+        return None
+
+    def _follow(self, candidates: Sequence[CandidateT]) -> None:
+        if 0 <= self._last_index < len(self._candidates):
+            last = self._candidates[self._last_index]
+            if last in candidates:
+                self._last_index = candidates.index(last)
+            else:
+                # Whoever stood after the lost one now stands at its place, and is next.
+                self._last_index -= 1
+        self._candidates = candidates

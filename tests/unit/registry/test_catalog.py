@@ -1,0 +1,248 @@
+"""The registry in memory, and its watchers' queues."""
+
+import asyncio
+import random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quorate_core.errors import TooManyRequests
+from quorate_registry import catalog as catalog_module
+from quorate_registry import watch as watch_module
+from quorate_registry.catalog import Catalog
+from quorate_registry.model import InstanceName, InstanceView, Record, encode_record, entry_of, instance_key
+from quorate_registry.watch import Subscriptions, first_event, watch_events
+from quorate_sdk.instance_table import InstanceTable
+from quorate_sdk.wire import Bookmark, Instance, InstanceStatus, RegistryDelta, RegistrySnapshot, ServiceInstances
+from quorate_store.model import Event, EventKind, KeyValue, WatchBatch
+
+NAMES = [InstanceName("default", service, f"i-{number}") for service in ("a", "b") for number in range(3)]
+
+
+def record(weight: int = 1) -> Record:
+    return Record(
+        host="h", port=1, scheme="http", zone="", version="", metadata={}, status=InstanceStatus.UP, ttl_s=10,
+        weight=weight,
+    )  # fmt: skip
+
+
+def put(revision: int, name: InstanceName, weight: int = 1) -> Event:
+    return Event(EventKind.PUT, KeyValue(instance_key(name), encode_record(record(weight)), 1, revision, 1, lease=7))
+
+
+def gone(revision: int, name: InstanceName) -> Event:
+    return Event(EventKind.DELETE, KeyValue(instance_key(name), b"", 0, revision, 0))
+
+
+def apply(catalog: Catalog, *events: Event) -> list[InstanceName]:
+    return catalog.apply(WatchBatch(events[-1].kv.mod_revision, events), _fail_unreadable)
+
+
+def _fail_unreadable(key: bytes, error: ValueError) -> None:
+    raise AssertionError(f"unreadable: {key!r}") from error
+
+
+def loaded(revision: int = 1) -> Catalog:
+    catalog = Catalog()
+    catalog.load(revision, [])
+    return catalog
+
+
+def parse(event: bytes) -> tuple[str, int, Any]:
+    lines = dict(line.split(": ", 1) for line in event.decode().strip().split("\n"))
+    models: dict[str, Any] = {"snapshot": RegistrySnapshot, "delta": RegistryDelta, "bookmark": Bookmark}
+    return lines["event"], int(lines["id"]), models[lines["event"]].model_validate_json(lines["data"])
+
+
+def test_a_view_has_the_fields_of_the_wire_model() -> None:
+    assert list(InstanceView.__struct_fields__) == list(Instance.model_fields)
+
+
+def test_a_list_says_the_revision_up_to_which_it_is_complete() -> None:
+    catalog = loaded()
+    apply(catalog, put(4, NAMES[1]), put(4, NAMES[0], weight=9))
+    catalog.apply(WatchBatch(8), _fail_unreadable)
+    body = ServiceInstances.model_validate_json(catalog.list_body("default", "a"))
+    assert (body.revision, [(found.id, found.weight, found.revision) for found in body.instances]) == (
+        8, [("i-0", 9, 4), ("i-1", 1, 4)],
+    )  # fmt: skip
+
+
+def test_a_value_that_cannot_be_read_counts_as_gone_and_is_reported() -> None:
+    catalog, reported = loaded(), []
+    apply(catalog, put(2, NAMES[0]))
+    bad = Event(EventKind.PUT, KeyValue(instance_key(NAMES[0]), b"{", 1, 3, 2))
+    stray = Event(EventKind.PUT, KeyValue(b"quorate/registry/stray", b"{}", 1, 3, 2))
+    changed = catalog.apply(WatchBatch(3, (bad, stray)), lambda key, _: reported.append(key))
+    assert changed == [NAMES[0]]
+    assert catalog.entry(NAMES[0]) is None
+    assert reported == [instance_key(NAMES[0]), b"quorate/registry/stray"]
+
+
+def test_loading_anew_tells_only_what_differs() -> None:
+    catalog = loaded()
+    apply(catalog, put(2, NAMES[0]), put(2, NAMES[1]), put(2, NAMES[2]))
+    kept, changed = put(2, NAMES[0]), put(5, NAMES[1], weight=4)
+    differing = catalog.load(9, [entry_of(kept.kv), entry_of(changed.kv)])
+    assert sorted(differing) == [NAMES[1], NAMES[2]]
+    assert catalog.changes_since(3, "default", None) is not None
+    assert catalog.changed_revision("default", "a") == 9
+
+
+def test_changes_before_the_first_load_are_not_remembered() -> None:
+    catalog = loaded(revision=5)
+    assert catalog.changes_since(4, "default", None) is None
+    assert catalog.changes_since(5, "default", None) == ()
+    assert catalog.changes_since(6, "default", None) is None, "ahead of this catalog"
+
+
+def test_the_memory_of_changes_is_bounded_and_says_when_it_does_not_reach_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "RECENT_CHANGES_MAX", 3)
+    catalog = loaded()
+    for revision in range(2, 8):
+        apply(catalog, put(revision, NAMES[revision % 6]))
+    assert catalog.changes_since(3, "default", None) is None
+    assert catalog.changes_since(4, "default", None) == (NAMES[1], NAMES[0], NAMES[5])
+    assert catalog.changes_since(4, "default", frozenset({"b"})) == (NAMES[5],)
+    assert catalog.changes_since(4, "other", None) == ()
+
+
+def test_empty_services_are_remembered_up_to_a_bound_and_never_as_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "EMPTY_SERVICES_MAX", 2)
+    catalog = loaded()
+    for revision in range(2, 7):
+        name = InstanceName("default", f"s-{revision}", "i")
+        apply(catalog, put(revision, name), gone(revision, name))
+    assert catalog.changed_revision("default", "s-6") == 6
+    assert catalog.changed_revision("default", "s-2") == 4, "forgotten: at most the newest forgotten change"
+
+
+def test_answers_are_encoded_once_for_all_who_need_the_same() -> None:
+    catalog = loaded()
+    apply(catalog, put(2, NAMES[0]))
+    assert catalog.delta_body((NAMES[0],)) is catalog.delta_body((NAMES[0],))
+    former = catalog.snapshot_body("default", None)
+    assert former is catalog.snapshot_body("default", None)
+    apply(catalog, put(3, NAMES[0], weight=2))
+    assert b'"weight":2' in catalog.snapshot_body("default", None)
+
+
+def test_unrelated_changes_wake_nobody() -> None:
+    subscriptions = Subscriptions()
+    with (
+        subscriptions.subscribed("default", frozenset({"a"})) as of_a,
+        subscriptions.subscribed("default", None) as of_all,
+        subscriptions.subscribed("other", None) as elsewhere,
+    ):
+        subscriptions.publish([NAMES[3]])
+        catalog = loaded()
+        assert of_a.take(catalog) is None
+        assert elsewhere.take(catalog) is None
+        assert of_all.take(catalog) is not None
+    assert len(subscriptions) == 0
+
+
+def test_a_queue_holds_names_and_the_newest_state_wins() -> None:
+    catalog, subscriptions = loaded(), Subscriptions()
+    with subscriptions.subscribed("default", None) as slow:
+        for revision in range(2, 50):
+            subscriptions.publish(apply(catalog, put(revision, NAMES[0], weight=revision)))
+        subscriptions.publish(apply(catalog, gone(50, NAMES[1])))
+        kind, revision, delta = parse(slow.take(catalog) or b"")
+        assert (kind, revision) == ("delta", 50)
+        assert [(change.id, change.instance and change.instance.weight) for change in delta.changes] == [
+            ("i-0", 49),
+            ("i-1", None),
+        ]
+        assert slow.take(catalog) is None
+
+
+def test_a_watcher_too_far_behind_gets_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "PENDING_NAMES_MAX", 3)
+    catalog, subscriptions = loaded(), Subscriptions()
+    with subscriptions.subscribed("default", None) as slow:
+        for number, name in enumerate(NAMES):
+            subscriptions.publish(apply(catalog, put(2 + number, name)))
+        kind, _, snapshot = parse(slow.take(catalog) or b"")
+        assert kind == "snapshot"
+        assert {service: len(found) for service, found in snapshot.services.items()} == {"a": 3, "b": 3}
+
+
+def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SUBSCRIPTIONS_MAX", 1)
+    subscriptions = Subscriptions()
+    with (
+        subscriptions.subscribed("default", None),
+        pytest.raises(TooManyRequests),
+        subscriptions.subscribed("default", None),
+    ):
+        pass
+    assert len(subscriptions) == 0
+
+
+@pytest.mark.parametrize(("resume", "kind"), [(None, "snapshot"), (0, "snapshot"), (2, "delta"), (3, "bookmark")])
+def test_a_watch_begins_with_what_the_watcher_lacks(resume: int | None, kind: str) -> None:
+    catalog, subscriptions = loaded(), Subscriptions()
+    apply(catalog, put(2, NAMES[0]))
+    apply(catalog, put(3, NAMES[1]))
+    with subscriptions.subscribed("default", None) as subscription:
+        assert parse(first_event(catalog, subscription, resume))[:2] == (kind, 3)
+
+
+async def test_a_bookmark_comes_after_all_changes_up_to_it() -> None:
+    catalog, subscriptions = loaded(), Subscriptions()
+    events = watch_events(catalog, subscriptions, "default", frozenset({"a"}), None)
+    async with asyncio.timeout(5):
+        assert parse(await anext(events))[0] == "snapshot"
+        subscriptions.publish(apply(catalog, put(2, NAMES[0])))
+        catalog.apply(WatchBatch(6), _fail_unreadable)
+        subscriptions.publish_bookmark()
+        assert parse(await anext(events))[:2] == ("delta", 6)
+        subscriptions.publish_bookmark()
+        assert parse(await anext(events))[:2] == ("bookmark", 6)
+    await events.aclose()
+    assert len(subscriptions) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 3)), max_size=60), st.integers(0, 10**6))
+def test_a_watcher_that_reads_and_reconnects_at_will_ends_with_the_registrys_own_state(
+    changes: list[tuple[InstanceName, int]], seed: int
+) -> None:
+    """However slowly it reads, and wherever it resumes, by snapshot or by delta. A weight of 0 stands for removal."""
+    chance = random.Random(seed)
+    catalog, subscriptions, table = loaded(), Subscriptions(), InstanceTable()
+
+    def deliver(event: bytes | None) -> None:
+        if event is None:
+            return
+        kind, revision, model = parse(event)
+        match kind:
+            case "snapshot":
+                table.replace(model)
+            case "delta":
+                table.update(model)
+            case _:
+                table.confirm(model)
+        assert table.revision == revision
+
+    held = subscriptions.subscribed("default", None)
+    subscription = held.__enter__()
+    deliver(first_event(catalog, subscription, None))
+    for number, (name, weight) in enumerate(changes):
+        event = put(2 + number, name, weight) if weight else gone(2 + number, name)
+        subscriptions.publish(apply(catalog, event))
+        if chance.random() < 0.3:
+            deliver(subscription.take(catalog))
+        if chance.random() < 0.2:
+            held.__exit__(None, None, None)
+            held = subscriptions.subscribed("default", None)
+            subscription = held.__enter__()
+            deliver(first_event(catalog, subscription, table.revision if chance.random() < 0.7 else None))
+    deliver(subscription.take(catalog))
+    held.__exit__(None, None, None)
+    for service in ("a", "b"):
+        own = msgspec.json.decode(catalog.list_body("default", service))["instances"]
+        assert [found.model_dump(mode="json") for found in sorted(table.instances(service), key=lambda i: i.id)] == own

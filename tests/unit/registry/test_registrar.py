@@ -1,0 +1,184 @@
+"""Registration when the store fails midway: no lease is left behind, and nothing is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quorate_core.errors import Conflict, NotFound, NotProposed, OutcomeUnknown, QuorateError
+from quorate_core.tasks import TaskOwner
+from quorate_registry.catalog import Catalog
+from quorate_registry.feed import CatalogFeed
+from quorate_registry.model import InstanceName, instance_key
+from quorate_registry.registrar import DECISIONS_MAX, Registrar
+from quorate_registry.watch import Subscriptions
+from quorate_sdk.wire import InstancePatch, InstanceSpec
+from quorate_store.port import Store
+from support.registry_server import WAIT_S_MAX
+from support.store_local import local_store
+
+NAME = InstanceName("default", "order", "order-1")
+SPEC = InstanceSpec(host="127.0.0.1", port=9001)
+
+
+class FaultyStore:
+    """A real store; a test names calls that fail, before or after they are done. `granted` has all leases made."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._faults: dict[str, list[tuple[QuorateError, bool]]] = {}
+        self.granted: list[int] = []
+
+    def fail_next(self, method: str, error: QuorateError, *, after: bool = False) -> None:
+        self._faults.setdefault(method, []).append((error, after))
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name == "watch":
+            return method
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            faults = self._faults.get(name)
+            error, after = faults.pop(0) if faults else (None, False)
+            if error is not None and not after:
+                raise error
+            result = await method(*arguments, **options)
+            if name == "lease_grant":
+                self.granted.append(result.lease)
+            if error is not None:
+                raise error
+            return result
+
+        return call
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FaultyStore]:
+    async with local_store(tmp_path) as store:
+        yield FaultyStore(store)
+
+
+@pytest.fixture
+async def registrar(store: FaultyStore) -> AsyncIterator[Registrar]:
+    catalog, subscriptions = Catalog(), Subscriptions()
+    async with TaskOwner("test") as tasks:
+        feed = CatalogFeed(store, catalog, subscriptions, tasks)
+        feed.start()
+        async with asyncio.timeout(WAIT_S_MAX):
+            await feed.loaded.wait()
+        yield Registrar(store, catalog, feed)
+
+
+async def is_alive(store: FaultyStore, lease: int) -> bool:
+    return not await store.lease_keepalive([lease])
+
+
+async def lease_of(store: FaultyStore) -> int:
+    lease: int = (await store.range(instance_key(NAME))).kvs[0].lease
+    return lease
+
+
+async def test_a_put_that_was_not_proposed_gives_its_lease_back(registrar: Registrar, store: FaultyStore) -> None:
+    store.fail_next("txn", NotProposed("no leader"))
+    with pytest.raises(NotProposed):
+        await registrar.register(NAME, SPEC)
+    assert [await is_alive(store, lease) for lease in store.granted] == [False]
+
+
+async def test_a_put_of_unknown_outcome_keeps_its_lease(registrar: Registrar, store: FaultyStore) -> None:
+    """The registration may stand: then revoking the lease would take it away again."""
+    store.fail_next("txn", OutcomeUnknown("leader lost"), after=True)
+    with pytest.raises(OutcomeUnknown):
+        await registrar.register(NAME, SPEC)
+    assert await is_alive(store, await lease_of(store))
+    view, is_new = await registrar.register(NAME, SPEC)
+    assert not is_new
+    assert len(store.granted) == 1, "trying again goes on with the lease that is there"
+    assert await registrar.get(NAME) == view
+
+
+async def test_a_former_lease_that_cannot_be_revoked_does_no_harm(registrar: Registrar, store: FaultyStore) -> None:
+    await registrar.register(NAME, SPEC)
+    store.fail_next("lease_revoke", NotProposed("no leader"))
+    await registrar.register(NAME, SPEC.model_copy(update={"ttl_s": 30}))
+    former, present = store.granted
+    await store.lease_revoke(former)  # as it lapses later
+    assert (await registrar.get(NAME)).ttl_s == 30
+    assert await lease_of(store) == present
+
+
+async def test_a_lease_that_ends_between_its_renewal_and_the_put_is_replaced(
+    registrar: Registrar, store: FaultyStore
+) -> None:
+    await registrar.register(NAME, SPEC)
+    await store.lease_revoke(store.granted[0])
+    store.fail_next("txn", NotFound("lease"))  # what the store answers to a put with a lease that has just ended
+    view, is_new = await registrar.register(NAME, SPEC)
+    assert is_new
+    assert await registrar.get(NAME) == view
+    assert await is_alive(store, await lease_of(store))
+
+
+async def test_an_instance_that_expires_while_it_is_patched_is_not_found(
+    registrar: Registrar, store: FaultyStore
+) -> None:
+    await registrar.register(NAME, SPEC)
+
+    class Expiring(FaultyStore):
+        async def txn(self, *arguments: Any) -> Any:
+            for lease in store.granted:
+                await store.lease_revoke(lease)
+            del store.granted[:]
+            return await store.txn(*arguments)
+
+    late = Registrar(Expiring(store._store), registrar._catalog, registrar._feed)
+    with pytest.raises(NotFound):
+        await late.patch(NAME, InstancePatch(weight=1))
+    with pytest.raises(NotFound):
+        await registrar.get(NAME)
+
+
+async def test_who_loses_every_comparison_is_told_and_leaves_no_lease(registrar: Registrar, store: FaultyStore) -> None:
+    class Contended(FaultyStore):
+        puts = 0
+
+        async def txn(self, *arguments: Any) -> Any:
+            self.puts += 1
+            await store.put(instance_key(NAME), b"%d" % self.puts)
+            return await self._store.txn(*arguments)
+
+    contended = Contended(store._store)
+    loser = Registrar(contended, registrar._catalog, registrar._feed)
+    with pytest.raises(Conflict, match="try again"):
+        await loser.register(NAME, SPEC)
+    assert contended.puts == DECISIONS_MAX
+    assert len(contended.granted) == 1
+    assert not await is_alive(contended, contended.granted[0])
+
+
+async def test_a_key_without_a_lease_is_deregistered_too(registrar: Registrar, store: FaultyStore) -> None:
+    await store.put(instance_key(NAME), b"{}")
+    revision = await registrar.deregister(NAME)
+    assert (await store.range(instance_key(NAME))).kvs == ()
+    assert revision > 1
+
+
+async def test_a_record_that_cannot_be_read_is_told_and_can_be_replaced(
+    registrar: Registrar, store: FaultyStore
+) -> None:
+    await store.put(instance_key(NAME), b"{}")
+    with pytest.raises(Conflict, match="register it again"):
+        await registrar.get(NAME)
+    with pytest.raises(Conflict, match="register it again"):
+        await registrar.patch(NAME, InstancePatch(weight=1))
+    view, _ = await registrar.register(NAME, SPEC)
+    assert await registrar.get(NAME) == view
+
+
+async def test_an_instance_that_ended_while_it_was_deregistered_is_gone(
+    registrar: Registrar, store: FaultyStore
+) -> None:
+    await registrar.register(NAME, SPEC)
+    store.fail_next("lease_revoke", NotFound("lease"))
+    assert await registrar.deregister(NAME) > 0
