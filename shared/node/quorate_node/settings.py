@@ -1,0 +1,98 @@
+"""A node's settings, and what they may not be: each refusal names the flag and the way out."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+from quorate_core.settings import Address, HostPort, ProcessSettings
+
+MEMBERS_MAX = 9
+"""More members make every write slower and no outage less likely."""
+
+_MEMBER_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
+_CLUSTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, to be refused as an advertised address
+
+
+class Members(dict[str, HostPort]):
+    """The cluster's members by name, each with the address at which the others reach it."""
+
+    @classmethod
+    def parse(cls, text: Any) -> "Members":
+        """From `node-1=127.0.0.1:7501,node-2=127.0.0.1:7502`. Raises ValueError."""
+        if isinstance(text, Members):
+            return text
+        members = cls()
+        for part in str(text).split(","):
+            name, equals, address = part.strip().partition("=")
+            if not equals or not _MEMBER_NAME.match(name):
+                raise ValueError(f"{part!r} is no member; write name=host:port, separated by commas")
+            if name in members:
+                raise ValueError(f"{name} is given twice")
+            members[name] = HostPort.parse(address)
+        if len(members) > MEMBERS_MAX:
+            raise ValueError(f"{len(members)} members; at most {MEMBERS_MAX} make sense")
+        if len(set(members.values())) < len(members) and len(members) > 1:
+            raise ValueError("two members have the same address")
+        return members
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={address}" for name, address in self.items())
+
+
+def _parse_names(text: Any) -> Any:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if isinstance(text, str) else text
+
+
+MembersField = Annotated[Members, NoDecode, BeforeValidator(Members.parse), PlainSerializer(str, return_type=str)]
+
+
+class NodeSettings(ProcessSettings):
+    """One member of the store and the apps on it."""
+
+    model_config = SettingsConfigDict(env_prefix="QUORATE_NODE_")
+
+    http: Address
+    """Where the HTTP API listens. Bound to anything but loopback, it needs `--token-file`."""
+    http_advertise: Address | None = None
+    """Where other nodes and clients reach the HTTP API; default: where it listens."""
+    peer: Address
+    """Where this member listens for the others."""
+    peer_advertise: Address | None = None
+    """Where the others reach this member: as `--members` says."""
+    members: MembersField
+    """All voting members, this one included: name=host:port, separated by commas."""
+    cluster_id: str
+    """The same on all members, and never used again for another cluster."""
+    cluster_secret_file: Path
+    """The secret that proves members to each other: at least 32 random characters, readable by its owner only."""
+    token_file: Path | None = None
+    """The token that clients must send, when the HTTP API is not on loopback."""
+    apps: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_parse_names)] = None
+    """Names of the apps to run, separated by commas; default: all that are installed."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not _CLUSTER_ID.match(self.cluster_id):
+            raise ValueError("--cluster-id takes letters, digits, '.', '_' and '-', at most 128")
+        if self.name not in self.members:
+            raise ValueError(f"--name {self.name} is not among --members {self.members}")
+        own = self.members[self.name]
+        if self.peer_advertise not in (None, own):
+            raise ValueError(f"--peer-advertise {self.peer_advertise} is not what --members says of {self.name}: {own}")
+        if len(self.members) > 1 and 0 in (self.peer.port, *(address.port for address in self.members.values())):
+            raise ValueError("members of a cluster need fixed peer ports; port 0 is for a single member")
+        if not self.http.is_loopback and self.token_file is None:
+            raise ValueError(
+                f"--http {self.http} can be reached by others, and nothing protects it: "
+                "give --token-file FILE, or bind 127.0.0.1"
+            )
+        if self.http.host in _EVERYWHERE and self.http_advertise is None:
+            raise ValueError(f"--http {self.http} is no address that others can use: give --http-advertise host:port")
+        return self
+
+    def advertised_http(self, bound: HostPort) -> HostPort:
+        """Where others reach the API that is bound to `bound`."""
+        return bound if self.http_advertise is None else self.http_advertise

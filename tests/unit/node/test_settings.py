@@ -1,0 +1,83 @@
+"""A node's settings are refused with the flag that is wrong and the way out."""
+
+from pathlib import Path
+
+import pytest
+from quorate_core.errors import SettingsError
+from quorate_core.settings import HostPort
+from quorate_node.settings import MEMBERS_MAX, Members, NodeSettings
+
+GOOD = {
+    "--name": "node-1", "--data-dir": "/nowhere", "--http": "127.0.0.1:8501", "--peer": "127.0.0.1:7501",
+    "--members": "node-1=127.0.0.1:7501,node-2=127.0.0.1:7502", "--cluster-id": "c-1",
+    "--cluster-secret-file": "/nowhere/secret",
+}  # fmt: skip
+
+
+def parsed(**changes: str | None) -> NodeSettings:
+    """GOOD with `changes` (flags with underscores); None leaves a flag out."""
+    flags = {**GOOD, **{"--" + name.replace("_", "-"): value for name, value in changes.items()}}
+    arguments = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
+    return NodeSettings.from_command_line("node", arguments)
+
+
+def test_a_command_line_gives_typed_settings() -> None:
+    settings = parsed(apps="registry, config-center", token_file="t", http_advertise="node-1.internal:80")
+    assert settings.members == {"node-1": HostPort("127.0.0.1", 7501), "node-2": HostPort("127.0.0.1", 7502)}
+    assert settings.apps == ("registry", "config-center")
+    assert settings.token_file == Path("t")
+    assert settings.advertised_http(HostPort("127.0.0.1", 8501)) == HostPort("node-1.internal", 80)
+    assert parsed().apps is None
+    assert parsed().advertised_http(HostPort("127.0.0.1", 8777)) == HostPort("127.0.0.1", 8777)
+
+
+def test_settings_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORATE_NODE_MEMBERS", "node-1=[::1]:7501")
+    monkeypatch.setenv("QUORATE_NODE_APPS", "registry")
+    settings = parsed(members=None)
+    assert settings.members == {"node-1": HostPort("::1", 7501)}
+    assert settings.apps == ("registry",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"members": None}, "--members (or QUORATE_NODE_MEMBERS): Field required"),
+        ({"members": "node-1"}, "'node-1' is no member; write name=host:port"),
+        ({"members": "node-1=127.0.0.1"}, "is no address; write host:port"),
+        ({"members": "node-1=a:1,node-1=a:2"}, "node-1 is given twice"),
+        ({"members": "node-1=a:1,node-2=a:1"}, "two members have the same address"),
+        ({"members": ",".join(f"n{i}=a:{i + 1}" for i in range(MEMBERS_MAX + 1))}, f"at most {MEMBERS_MAX}"),
+        ({"name": "node-9"}, "--name node-9 is not among --members node-1=127.0.0.1:7501"),
+        ({"cluster_id": "two words"}, "--cluster-id takes letters"),
+        ({"cluster_id": ""}, "--cluster-id takes letters"),
+        ({"peer_advertise": "127.0.0.1:9"}, "--peer-advertise 127.0.0.1:9 is not what --members says of node-1"),
+        ({"peer": "127.0.0.1:0"}, "need fixed peer ports"),
+        ({"http": "0.0.0.0:8501"}, "give --token-file FILE, or bind 127.0.0.1"),
+        ({"http": "node-1:8501"}, "give --token-file FILE, or bind 127.0.0.1"),
+        ({"http": "0.0.0.0:8501", "token_file": "t"}, "give --http-advertise host:port"),
+        ({"http": "[::]:8501", "token_file": "t"}, "give --http-advertise host:port"),
+        ({"http": "8501"}, "--http (or QUORATE_NODE_HTTP): '8501' is no address"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_the_way_out(changes: dict[str, str | None], said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parsed(**changes)
+    assert said in refused.value.detail
+    assert "--  " not in refused.value.detail
+    assert not refused.value.detail.startswith("-- ")
+
+
+def test_bound_beyond_loopback_with_token_and_advertised_address_is_accepted() -> None:
+    settings = parsed(http="0.0.0.0:8501", http_advertise="10.0.0.7:8501", token_file="t")
+    assert str(settings.http) == "0.0.0.0:8501"
+
+
+def test_a_single_member_may_take_any_free_peer_port() -> None:
+    settings = parsed(peer="127.0.0.1:0", members="node-1=127.0.0.1:0")
+    assert settings.peer.port == 0
+
+
+def test_members_print_as_they_are_written() -> None:
+    text = "node-1=127.0.0.1:7501,node-2=[::1]:7502"
+    assert str(Members.parse(text)) == text
