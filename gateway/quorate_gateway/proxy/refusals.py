@@ -1,0 +1,97 @@
+"""Answers that the gateway makes itself: application/problem+json (RFC 9457) that names the rule which made it."""
+
+import json
+from email.utils import formatdate
+from http import HTTPStatus
+
+from quorate_core.errors import PROBLEM_URN, Problem, Retry
+
+
+class Refusal(Exception):
+    """A request that is not passed on, or whose answer did not come.
+
+    `rule` is the slug of the rule that decided, such as `no-route`; `status` is HTTP's; `detail` is for people.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        status: int,
+        detail: str,
+        retry: Retry = Retry.NEVER,
+        fields: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.rule = rule
+        self.status = status
+        self.detail = detail
+        self.retry = retry
+        self.fields = fields
+
+
+def encode_refusal(
+    refusal: Refusal, *, route: str | None, request_id: bytes, now_s: float, keeps_alive: bool, head_only: bool = False
+) -> bytes:
+    """The whole answer. `now_s` is wall time; `head_only` is for HEAD, whose answer has no body."""
+    body: dict[str, object] = {
+        "type": PROBLEM_URN + refusal.rule,
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "rule": refusal.rule,
+        "retry": refusal.retry.value,
+        "request_id": request_id.decode("latin-1"),
+    }
+    if route is not None:
+        body["route"] = route
+    fields = refusal.fields
+    if refusal.retry is Retry.SAFE:
+        fields = (*fields, ("retry-after", "1"))
+    fields = (*fields, ("x-request-id", request_id.decode("latin-1")))
+    return encode_answer(
+        refusal.status, Problem.media_type, json.dumps(body).encode() + b"\n", fields,
+        now_s=now_s, keeps_alive=keeps_alive, head_only=head_only,
+    )  # fmt: skip
+
+
+def encode_answer(
+    status: int,
+    media_type: str,
+    body: bytes,
+    fields: tuple[tuple[str, str], ...] = (),
+    *,
+    now_s: float,
+    keeps_alive: bool,
+    head_only: bool = False,
+) -> bytes:
+    """An HTTP/1.1 answer with a body of known length."""
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"date: {formatdate(now_s, usegmt=True)}",
+        f"content-type: {media_type}",
+        f"content-length: {len(body)}",
+        *(f"{name}: {value}" for name, value in fields),
+    ]
+    if not keeps_alive:
+        lines.append("connection: close")
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return head if head_only else head + body
+
+
+def encode_welcome(name: str, admin_url: str) -> bytes:
+    """What `GET /` answers when no route takes it: JSON for people, in less than fifteen lines."""
+    return (
+        json.dumps(
+            {
+                "name": name,
+                "what": "Quorate API gateway: no route takes '/', so the gateway answers itself",
+                "routes": f"{admin_url}/v1/gateway/routes",
+                "explain": f"{admin_url}/v1/gateway/explain?method=GET&path=/orders/1",
+                "metrics": f"{admin_url}/metrics",
+                "docs": f"{admin_url}/docs",
+                "change_routes": "./quorate config edit default gateway routes.yaml",
+            },
+            indent=2,
+        ).encode()
+        + b"\n"
+    )

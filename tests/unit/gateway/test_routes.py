@@ -1,0 +1,196 @@
+"""The routes document: what it may say, and that everything else is refused with its line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from quorate_core.documents import DocumentError
+from quorate_core.errors import InvalidContent
+from quorate_gateway.routes import DOCUMENT, DOCUMENT_BYTES_MAX, ROUTES_MAX, parse_routes, routes_schema
+
+FULL = """\
+routes:
+  - name: orders
+    match:
+      path_prefix: /orders/
+      methods: [GET, POST]
+      host: "*.Example.com"
+      headers: {X-Channel: web}
+    service: order
+    rewrite: {path_prefix: /v2}
+    timeout_ms: 1000
+    idle_timeout_ms: 2000
+    total_timeout_ms: 3000
+    retry: {attempts: 0}
+    request_bytes_max: 10
+  - match: {path: /today}
+    service: order
+"""
+
+
+def errors(content: str) -> list[DocumentError]:
+    return list(DOCUMENT("routes.yaml", content))
+
+
+def only_error(content: str) -> DocumentError:
+    [error] = errors(content)
+    return error
+
+
+def test_a_document_with_everything_is_accepted() -> None:
+    assert errors(FULL) == []
+    full, short = parse_routes(FULL).routes
+    assert (full.match.path_prefix, full.match.host, full.match.headers) == (
+        "/orders",
+        "*.example.com",
+        {"x-channel": "web"},
+    )
+    assert (short.label, short.timeout_ms, short.retry.attempts) == ("/today", 15_000, 2)
+
+
+def test_no_routes_are_a_document_too() -> None:
+    assert errors("routes: []\n") == []
+
+
+def test_json_is_yaml() -> None:
+    assert errors(json.dumps({"routes": [{"match": {"path": "/a"}, "service": "a"}]})) == []
+
+
+def test_other_keys_of_the_group_are_nobodys_business_here() -> None:
+    assert list(DOCUMENT("notes.txt", "{not yaml")) == []
+
+
+def test_an_unknown_field_is_refused_in_its_line_with_what_was_meant() -> None:
+    error = only_error(
+        "routes:\n  - name: orders\n    match: {path_prefix: /orders}\n    service: order\n    timout_ms: 5\n"
+    )
+    assert (error.line, error.path) == (5, "routes.0.timout_ms")
+    assert error.message == "unknown field 'timout_ms'; did you mean 'timeout_ms'?"
+
+
+def test_a_misspelt_field_that_leaves_another_missing_names_both() -> None:
+    found = errors("routes:\n  - name: orders\n    match: {path_prefix: /orders}\n    servise: order\n")
+    assert [(error.line, error.message) for error in found] == [
+        (4, "unknown field 'servise'; did you mean 'service'?"),
+        (2, "'service' is missing"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("route", "line", "text"),
+    [
+        ("match: {path: /a, path_prefix: /a}\n    service: a", 2, "exactly one of"),
+        ("match: {methods: [GET]}\n    service: a", 2, "exactly one of"),
+        ("service: a\n    match:\n      path: a", 4, "starts with '/'"),
+        ("service: a\n    match: {path: /a/../b}", 3, "dot segment"),
+        ("service: a\n    match: {path: '/a?b'}", 3, "no query"),
+        ("service: a\n    match: {path: /a}\n    timeout_ms: 0", 4, "greater than or equal to 1"),
+        ("service: a\n    match: {path: /a}\n    timeout_ms: '5'", 4, "valid integer"),
+        ("service: a\n    match: {path: /a}\n    timeout_ms: true", 4, "valid integer"),
+        ("service: A b\n    match: {path: /a}", 2, "match pattern"),
+        ("service: a\n    match: {path: /a, methods: []}", 3, "at least 1"),
+        ("service: a\n    match: {path: /a, methods: [get]}", 3, "match pattern"),
+        ("service: a\n    match:\n      path: /a\n      headers: {X-A: 1}", 5, "valid string"),
+        ("service: a\n    match:\n      path: /a\n      host: a/b", 5, "match pattern"),
+        ("service: a\n    match: {path: /a}\n    retry: {attempts: 99}", 4, "less than or equal to 5"),
+    ],
+)
+def test_a_bad_value_is_refused_in_its_line(route: str, line: int, text: str) -> None:
+    error = only_error(f"routes:\n  - {route}\n")
+    assert error.line == line, error
+    assert text in error.message
+
+
+def test_two_routes_of_one_name_are_refused() -> None:
+    error = only_error(
+        "routes:\n  - {name: a, match: {path: /a}, service: s}\n  - match: {path: /b}\n    service: s\n    name: a\n"
+    )
+    assert (error.line, error.message) == (5, "routes 0 and 1 are both called 'a'")
+
+
+def test_a_route_that_an_earlier_one_hides_is_refused() -> None:
+    error = only_error(
+        "routes:\n  - {name: all, match: {path_prefix: /a}, service: s}\n"
+        "  - {name: gets, match: {path_prefix: /a/, methods: [GET]}, service: t}\n"
+    )
+    assert (error.line, error.path) == (3, "routes.1.match")
+    assert error.message == "can never be reached: route 0 ('all') takes all its requests"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("methods: [GET]", "methods: [GET, POST]"),
+        ("host: a.example", "host: b.example"),
+        ("headers: {x-a: '1'}", "headers: {x-b: '1'}"),
+        ("headers: {x-a: '1'}", "methods: [GET]"),
+    ],
+)
+def test_a_narrower_route_before_a_wider_one_is_fine(first: str, second: str) -> None:
+    routes = f"routes:\n  - {{name: a, match: {{path: /a, {first}}}, service: s}}\n"
+    assert errors(routes + f"  - {{name: b, match: {{path: /a, {second}}}, service: s}}\n") == []
+    assert errors(routes + "  - {name: c, match: {path: /a}, service: s}\n") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "text"),
+    [
+        ("routes: [\n", 2, "not valid YAML"),
+        ("routes:\n\t- a\n", 2, "not valid YAML"),
+        ("", 1, "must be a mapping"),
+        ("- a\n", 1, "must be a mapping"),
+        ("routes:\n", 1, "valid list"),
+        ("routes: []\n---\nroutes: []\n", 2, "not valid YAML"),
+        ("routes: []\nroutes: []\n", 2, "'routes' is given twice, first in line 1"),
+        ("a: !!python/object/apply:os.system ['true']\n", 1, "not valid YAML"),
+        ("routes: [1999-99-99]\n", 0, "not valid YAML"),
+        ("routes: \x00\n", 0, "not valid YAML"),
+        ("[" * 50_000, 1, "nested more than"),
+        ("routes: " + "[" * 40 + "]" * 40, 1, "nested more than"),
+        ("- " * 40_000, 1, "nested more than"),
+        ("a: &a [*a]\nroutes: [*a]\n", 1, "unknown field"),
+        ("routes: []\n#" + "x" * DOCUMENT_BYTES_MAX, 0, "over"),
+    ],
+)
+def test_what_is_no_usable_yaml_is_refused(content: str, line: int, text: str) -> None:
+    first = errors(content)[0]
+    assert text in first.message
+    assert not line or first.line == line
+
+
+def test_an_anchor_that_multiplies_itself_costs_nothing() -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(12))
+    found = errors(bomb + "routes: *a12\n")
+    assert 0 < len(found) < 50
+
+
+def test_the_number_of_routes_is_limited() -> None:
+    one = "  - {name: r%d, match: {path: /%d}, service: s}\n"
+    many = "routes:\n" + "".join(one % (number, number) for number in range(ROUTES_MAX + 1))
+    assert "at most 2000" in errors(many)[0].message
+
+
+def test_parsing_raises_what_validating_says() -> None:
+    with pytest.raises(InvalidContent) as refused:
+        parse_routes("routes:\n  - {match: {path: /a}}\n")
+    assert refused.value.detail == "line 2: 'service' is missing"
+    assert refused.value.extensions["errors"] == [
+        {"message": "'service' is missing", "line": 2, "path": "routes.0.service"}
+    ]
+
+
+def test_the_schema_is_published_with_its_descriptions() -> None:
+    schema = routes_schema()
+    assert schema["properties"]["routes"]["maxItems"] == ROUTES_MAX
+    assert schema["$defs"]["Route"]["additionalProperties"] is False
+    json.dumps(schema)
+
+
+def test_who_only_validates_loads_neither_data_plane_nor_admin() -> None:
+    code = (
+        "import sys, quorate_gateway.routes; "
+        "print([m for m in ('uvloop', 'fastapi', 'httpx', 'uvicorn', 'quorate_sdk') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
