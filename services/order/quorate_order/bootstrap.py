@@ -1,0 +1,154 @@
+"""Wires one instance of the order service, and takes it apart in the order that loses nothing."""
+
+import asyncio
+import importlib.metadata
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from quorate_core.asgi import Protection, Surface, create_app
+from quorate_core.clock import Clock, SystemClock
+from quorate_core.errors import QuorateError, SettingsError
+from quorate_core.logs import configure_logs
+from quorate_core.metrics import measure_loop_pauses
+from quorate_core.process import Stop, tame_garbage_collector
+from quorate_core.secrets import load_secret
+from quorate_core.serving import HttpServer, bound_address, open_listener
+from quorate_core.settings import HostPort
+from quorate_core.tasks import TaskOwner
+from quorate_messaging import Bus, Database, Housekeeping, Inbox, Outbox, Relay, RelayPolicy, time_ordered_id
+from quorate_messaging.bus.http import HttpBus
+from quorate_messaging.ids import RANDOM_BITS
+from quorate_sdk import Client, LiveSettings
+from starlette.types import ASGIApp
+
+from quorate_order.adapters.orders import SqlOrders
+from quorate_order.adapters.tables import DATABASE_FILE, INBOX, OUTBOX, SCHEMA_REVISION
+from quorate_order.api import order_routes
+from quorate_order.events import OrderCancelled, OrderPlaced
+from quorate_order.handlers import OrderHandlers
+from quorate_order.settings import LIVE_DOCUMENT, LiveOrderSettings, OrderProcessSettings, OrderSettings
+from quorate_order.sweeper import run_sweeper
+
+log = structlog.get_logger(__name__)
+
+SERVICE = "order"
+CONSUMERS = {
+    OrderPlaced.TYPE: "http://inventory/stock/events",
+    OrderCancelled.TYPE: "http://inventory/stock/events",
+}
+
+
+class BehindGateway(Protection):
+    """A service answers to whatever name its clients have used: who may call it is the gateway's to decide."""
+
+    def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> QuorateError | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderService:
+    """The parts of one instance that a process runs; `app` is its HTTP surface."""
+
+    app: ASGIApp
+    handlers: OrderHandlers
+    relay: Relay
+    housekeeping: Housekeeping
+
+
+def build_service(
+    name: str,
+    database: Database,
+    bus: Bus,
+    settings: LiveOrderSettings,
+    clock: Clock,
+    token: str | None,
+    stopping: asyncio.Event,
+    policy: RelayPolicy | None = None,
+) -> OrderService:
+    """An instance called `name` on a database that is migrated and open. Starts nothing."""
+    outbox, inbox = Outbox(OUTBOX), Inbox(INBOX)
+    relay = Relay(database, outbox, bus, name, clock, policy)
+    orders = SqlOrders(database, outbox, inbox, clock, new_id, relay.wake)
+    handlers = OrderHandlers(orders, settings, clock, new_id)
+    surface = Surface("Quorate orders", BehindGateway(frozenset()), lambda: database.unreachable, stopping)
+    app = create_app(surface)
+    app.include_router(order_routes(handlers, orders, settings, token))
+    return OrderService(app, handlers, relay, Housekeeping(database, outbox, inbox, clock, policy))
+
+
+def new_id(wall_s: float) -> str:
+    return time_ordered_id(wall_s, secrets.randbits(RANDOM_BITS))
+
+
+async def main(stop: Stop) -> None:
+    settings = OrderProcessSettings.from_command_line("quorate-order")
+    configure_logs(settings.name, settings.log_format, settings.log_level)
+    # NB: what is pushed last ends first: leave the registry, finish requests, stop relaying, close what they used.
+    async with AsyncExitStack() as ends:
+        await _start(settings, stop, ends)
+        await stop.wait()
+        log.info("draining")
+
+
+async def _start(settings: OrderProcessSettings, stop: Stop, ends: AsyncExitStack) -> None:
+    token = None if settings.token_file is None else load_secret(Path(settings.token_file))
+    database = await _open_database(settings.data_dir, ends)
+    listener = open_listener(settings.listen, "--listen")
+    ends.callback(listener.close)
+    address = reachable_address(bound_address(listener), settings.advertise)
+    tasks = await ends.enter_async_context(TaskOwner(settings.name, stop.fail))
+    cache_dir = settings.data_dir / "cache" / settings.name
+    client = Client(settings.endpoints, token, settings.namespace, cache_dir)
+    ends.push_async_callback(client.close)
+    live = client.config(OrderSettings, LIVE_DOCUMENT)
+    live.subscribe(lambda _old, new: _log_settings(live, new))
+    stopping = asyncio.Event()
+    bus = HttpBus(client.http(), CONSUMERS, token)
+    service = build_service(settings.name, database, bus, live, SystemClock(), token, stopping)
+
+    await client.start()
+    tasks.start(service.relay.run(), "relay")
+    ends.push_async_callback(service.relay.stop)
+    server = HttpServer(service.app, listener, stopping, tasks)
+    ends.push_async_callback(server.stop)
+    await server.start()
+    tasks.start(database.run_probes(), "probes")
+    tasks.start(service.housekeeping.run(), "housekeeping")
+    tasks.start(run_sweeper(service.handlers), "sweeper")
+    tasks.start(measure_loop_pauses(), "loop-pauses")
+    ends.push_async_callback(client.drain)
+    await client.register(
+        service=SERVICE, instance_id=settings.name, host=address.host, port=address.port,
+        version=importlib.metadata.version("quorate-order"),
+    )  # fmt: skip
+    tame_garbage_collector()
+    log.info("ready", url=f"http://{address}", settings_version=live.version)
+
+
+async def _open_database(data_dir: Path, ends: AsyncExitStack) -> Database:
+    database = Database.open_sqlite(data_dir / DATABASE_FILE)
+    ends.push_async_callback(database.close)
+    await database.require_schema(SCHEMA_REVISION, f"python -m quorate_order.migrate --data-dir {data_dir}")
+    return database
+
+
+def reachable_address(bound: HostPort, advertise: HostPort | None) -> HostPort:
+    """Where others reach what listens on `bound`; port 0 in `advertise` stands for the bound port.
+
+    Raises SettingsError when that cannot be known.
+    """
+    if advertise is not None:
+        return HostPort(advertise.host, advertise.port or bound.port)
+    if bound.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        raise SettingsError(
+            f"--listen {bound} is every address of this machine; say by --advertise which one others use"
+        )
+    return bound
+
+
+def _log_settings(live: LiveSettings[OrderSettings], new: OrderSettings) -> None:
+    log.info("settings_in_force", document=LIVE_DOCUMENT, version=live.version, **new.model_dump())
