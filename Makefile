@@ -1,0 +1,48 @@
+# Each target is explained by the comment behind it; `make help` lists them.
+# PYTHON names the interpreter for the set-up; ARGS goes to quorate up, STAGES to the tests.
+
+.DEFAULT_GOAL := help
+.PHONY: help up down reset logs setup test check fmt lock
+
+PYTHON ?=
+ARGS ?=
+STAGES ?=
+export PYTHON
+
+python := .venv/bin/python
+packages := $(wildcard shared/*/quorate_* registry/quorate_* config-center/quorate_* gateway/quorate_* services/*/quorate_*)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+up: setup ## Start the whole platform here; Ctrl-C stops it (ARGS='--nodes 1' and the like)
+	@exec ./quorate up $(ARGS)
+
+down: ## Stop the platform that runs here; its data is kept
+	@./quorate down
+
+reset: ## Remove all data of the platform here (asks first; ARGS=--yes does not)
+	@./quorate reset $(ARGS)
+
+logs: ## Follow what all parts print (ARGS=node-1 for one of them)
+	@./quorate logs --follow $(ARGS)
+
+setup: ## Make .venv from requirements.lock; does nothing when that is done
+	@scripts/setup.sh
+
+test: setup ## Run every test, stage by stage (STAGES='unit e2e' for some)
+	@$(python) scripts/run_tests.py $(STAGES)
+
+check: setup ## Lint, formatting, types, import rules and the repository's own rules
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy $(packages) scripts
+	$(python) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(python) -m pytest tests/tidy
+
+fmt: setup ## Format the code and sort the imports
+	$(python) -m ruff check --quiet --fix-only .
+	$(python) -m ruff format .
+
+lock: setup ## Write requirements.lock anew from what the members ask for
+	$(python) scripts/lock.py

@@ -1,0 +1,144 @@
+"""Tables for people. Each takes what was read and returns a table; scripts use --json instead."""
+
+from collections.abc import Sequence
+
+from quorate_sdk.wire import ClusterStatus, ConfigMetadata, Instance, NodeReport, ServiceSummary
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quorate_cli.gateway_api import GatewayRoute
+from quorate_cli.run_state import RunState
+
+_GOOD, _BAD, _QUIET = "green", "red", "dim"
+_STATE_STYLE = {
+    "ready": _GOOD,
+    "UP": _GOOD,
+    "starting": "yellow",
+    "STARTING": "yellow",
+    "backing-off": _BAD,
+    "DOWN": _BAD,
+}
+SHA_CHARS = 10
+PIPED_WIDTH = 200
+"""Columns when the output is no terminal: a pipe has no width, and wrapped rows are hard to search."""
+
+
+def show(table: Table) -> None:
+    """Print to stdout. Cells are shown as they are: `[…]` in a comment is no markup."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, highlight=False, emoji=False, width=PIPED_WIDTH)
+    console.print(table)
+
+
+def parts_table(state: RunState) -> Table:
+    """What runs where on this machine."""
+    table = _table("part", "address", "pid", "state", "restarts", right=("pid", "restarts"))
+    for name, part in state.parts.items():
+        _add(table, name, part.url, str(part.pid or "-"), _state(part.state), str(part.restarts))
+        if part.kind == "gateway":
+            _add(table, "  its admin API", state.admin, "", "", "")
+    return table
+
+
+def services_table(services: Sequence[ServiceSummary]) -> Table:
+    table = _table("service", "instances", "up", right=("instances", "up"))
+    for item in services:
+        up = Text(str(item.up), style=_GOOD if item.up else _BAD)
+        _add(table, item.service, str(item.instances), up)
+    return table
+
+
+def instances_table(instances: Sequence[Instance]) -> Table:
+    table = _table("instance", "address", "status", "weight", "zone", "version", "ttl", "revision",
+                   right=("weight", "ttl", "revision"))  # fmt: skip
+    for item in instances:
+        _add(
+            table, item.id, f"{item.scheme}://{item.authority}", _state(item.status.value), str(item.weight),
+            item.zone or "-", item.version or "-", f"{item.ttl_s} s", str(item.revision),
+        )  # fmt: skip
+    return table
+
+
+def cluster_table(status: ClusterStatus) -> Table:
+    table = _table("node", "address", "role", "term", "commit", "applied", "revision", "store", "uptime", "connected",
+                   right=("term", "commit", "applied", "revision", "store", "uptime"))  # fmt: skip
+    for report in status.nodes:
+        _add(table, *_node_row(report))
+    return table
+
+
+def _node_row(report: NodeReport) -> list[str | Text]:
+    node = report.status
+    if node is None:
+        return [report.name, report.url or "-", Text(report.error or "no answer", style=_BAD), *["-"] * 7]
+    role = Text(node.role, style=_GOOD if node.role == "leader" else "")
+    connected = ", ".join(node.connected) or "-"
+    numbers = [node.term, node.commit_index, node.applied_index, node.revision]
+    return [report.name, report.url, role, *map(str, numbers), readable_bytes(node.store_bytes),
+            readable_duration(node.uptime_s), connected]  # fmt: skip
+
+
+def documents_table(documents: Sequence[ConfigMetadata]) -> Table:
+    table = _table("document", "version", "format", "changed", "author", "comment", right=("version",))
+    for item in documents:
+        _add(table, f"{item.group}/{item.key}", str(item.version), item.format.value, item.changed_at, item.author,
+                      item.comment)  # fmt: skip
+    return table
+
+
+def history_table(versions: Sequence[ConfigMetadata]) -> Table:
+    table = _table("version", "changed", "author", "comment", "revision", "sha256", right=("version", "revision"))
+    for item in versions:
+        digest = Text("deleted", style=_BAD) if item.deleted else Text(item.sha256[:SHA_CHARS], style=_QUIET)
+        _add(table, str(item.version), item.changed_at, item.author, item.comment, str(item.revision), digest)
+    return table
+
+
+def routes_table(routes: Sequence[GatewayRoute]) -> Table:
+    table = _table("route", "takes", "service", "instances", right=("instances",))
+    for route in routes:
+        _add(table, route.name, route.matches, route.service, str(route.endpoints))
+    return table
+
+
+def readable_bytes(count: int) -> str:
+    """Such as `512 B`, `1.5 MiB`."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        del units[0]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def readable_duration(seconds: float) -> str:
+    """Such as `42 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    whole = int(seconds)
+    for unit_s, name, smaller_s, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {name} {whole % unit_s // smaller_s} {smaller}"
+    return f"{whole} s"
+
+
+def _state(text: str) -> Text:
+    return Text(text, style=_STATE_STYLE.get(text, ""))
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in columns:
+        # Ids, addresses and numbers are for copying: they are never cut, only wrapped where the terminal is narrow.
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    # Others chose these names and comments: what could steer a terminal is shown as a mark instead.
+    table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with every character that is no printable one replaced."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,0 +1,130 @@
+"""The whole platform by one command: started, killed in parts and as a whole, stopped, started again."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+SMALL = ("--nodes", "1", "--orders", "1", "--inventories", "1")
+ORDER = {"customer": "c-1", "lines": [{"sku": "widget", "quantity": 2}]}
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def test_the_platform_starts_serves_heals_stops_and_finds_its_data_again(quorate: Any) -> None:
+    await quorate.until_ready(*SMALL)
+    state = quorate.state
+    assert state["state"] == "ready"
+    assert {name: part["state"] for name, part in state["parts"].items()} == {
+        "node-1": "ready", "gateway": "ready", "order-1": "ready", "inventory-1": "ready",
+    }  # fmt: skip
+    for name, part in state["parts"].items():
+        assert any(name in line and part["url"] in line and str(part["pid"]) in line for line in quorate.said), name
+
+    curl = await quorate.until_said("curl -i ")
+    assert f"{state['gateway']}/orders" in curl
+    async with httpx.AsyncClient(trust_env=False, base_url=state["gateway"]) as client:
+        # What is printed to be tried works at once.
+        answer = await client.post("/orders", json=ORDER)
+        assert answer.status_code == 202
+        placed = answer.headers["location"]
+
+        code, _, err = await quorate.run("up")
+        assert (code, f"pid {quorate.up.pid}" in err) == (4, True)
+        code, _, err = await quorate.run("reset", "--yes")
+        assert (code, "quorate down" in err) == (4, True)
+        await commands_beside_it_work(quorate)
+
+        shutil.copytree(quorate.root, quorate.root.with_name("copy"))
+        code, out, _ = await quorate.run("down", "--root", str(quorate.root.with_name("copy")))
+        assert (code, "No platform runs" in out) == (0, True)
+        assert quorate.state == state
+
+        killed = state["parts"]["order-1"]["pid"]
+        os.kill(killed, signal.SIGKILL)
+        assert "was killed by SIGKILL; restarting in 0.2 s" in await quorate.until_said("order-1 ")
+        back = await quorate.until_said("order-1 is back")
+        part = quorate.state["parts"]["order-1"]
+        assert part["pid"] != killed
+        assert part["restarts"] == 1
+        assert f"(pid {part['pid']})" in back
+
+    quorate.interrupt()
+    assert await quorate.ended() == 0
+    assert [line.strip() for line in quorate.said if line.endswith(" stopped")] == [
+        "services stopped", "gateway stopped", "nodes stopped",
+    ]  # fmt: skip
+    assert not any("killed" in line for line in quorate.said[quorate.said.index(back) :])
+    assert (await quorate.run("ps"))[0] == 3
+
+    await quorate.until_ready()  # the number of nodes is that of the data
+    async with httpx.AsyncClient(trust_env=False, base_url=quorate.state["gateway"]) as client:
+        assert (await client.get(placed)).json()["customer"] == "c-1"
+    code, out, _ = await quorate.run("down")
+    assert (code, "Stopped" in out) == (0, True)
+    assert await quorate.ended() == 0
+    assert (await quorate.run("reset", "--yes"))[0] == 0
+    assert not quorate.root.exists()
+
+
+async def commands_beside_it_work(quorate: Any) -> None:
+    code, out, _ = await quorate.run("services", "--json")
+    assert (code, {item["service"] for item in json.loads(out)["services"]}) == (0, {"order", "inventory"})
+    code, out, _ = await quorate.run("cluster", "status", "--json")
+    assert (code, json.loads(out)["leader"]) == (0, "node-1")
+    code, out, _ = await quorate.run("config", "list", "--json")
+    names = {f"{item['group']}/{item['key']}" for item in json.loads(out)["documents"]}
+    assert names == {"gateway/routes.yaml", "order/settings.yaml", "inventory/settings.yaml"}
+    code, out, _ = await quorate.run("routes", "explain", "/stock/widget")
+    assert (code, "goes to inventory" in out) == (0, True)
+    code, out, _ = await quorate.run("logs", "node-1")
+    assert (code, bool(out)) == (0, True)
+
+
+async def test_when_the_supervisor_is_killed_its_children_end_and_the_next_start_is_clean(
+    quorate: Any, until_ended: Callable[[int], Awaitable[None]]
+) -> None:
+    await quorate.until_ready(*SMALL)
+    pids = [part["pid"] for part in quorate.state["parts"].values()]
+    quorate.up.kill()
+    await quorate.up.wait()
+    for pid in pids:
+        await until_ended(pid)
+    await quorate.until_ready(*SMALL)
+    assert quorate.state["pid"] == quorate.up.pid
+
+
+async def test_a_port_in_use_is_named_with_its_holder_before_anything_starts(quorate: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        code, _, err = await quorate.run("up", *SMALL, "--gateway-port", str(port))
+    assert code == 4
+    assert f"port {port} for the gateway is held by" in err
+    assert f"(pid {os.getpid()})" in err
+    assert "--gateway-port" in err
+    assert list((quorate.root / "logs").iterdir()) == []
+
+
+async def test_a_part_that_refuses_to_start_is_named_with_its_last_words_and_nothing_is_left(
+    quorate: Any, until_ended: Callable[[int], Awaitable[None]]
+) -> None:
+    quorate.environment["QUORATE_GATEWAY_LOG_FORMAT"] = "nonsense"
+    code, _, err = await quorate.run("up", "--ports", "auto", *SMALL)
+    assert code == 1
+    assert "gateway refused its settings" in err
+    assert "QUORATE_GATEWAY_LOG_FORMAT" in err
+    assert not (quorate.root / "run" / "state.json").exists()
+    assert (await quorate.run("down"))[1].startswith("No platform runs")
+
+
+async def test_another_number_of_nodes_than_the_data_has_is_refused(quorate: Any) -> None:
+    quorate.environment["QUORATE_NODE_LOG_FORMAT"] = "nonsense"
+    assert (await quorate.run("up", "--ports", "auto", "--nodes", "1"))[0] == 1
+    code, _, err = await quorate.run("up", "--ports", "auto", "--nodes", "3")
+    assert (code, "--nodes 1" in err) == (4, True)
