@@ -10,9 +10,16 @@ FILE_BYTES_MAX = 1_048_576
 README_LINES_MAX = 120
 # Written in pieces, so that this file does not contain what it looks for.
 FORBIDDEN = [
-    "p" + r"ypi\.org", "python" + r"hosted\.org", "deb" + r"\.debian\.org", "registry" + r"\.npmjs", r"--index" + "-url [h/]",
-    "--find" + "-links", "/ro" + "ot/", "/wo" + "rk/", r"file:" + "///",
-]  # fmt: skip
+    "p" + r"ypi\.org",
+    "python" + r"hosted\.org",
+    "deb" + r"\.debian\.org",
+    "registry" + r"\.npmjs",
+    "--index" + "-url [h/]",
+    "--find" + "-links",
+    "/ro" + "ot/",
+    "/wo" + "rk/",
+    "file:" + "///",
+]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 BODY_BYTES_MAX = 2 * 1024 * 1024
 REQUEST_ID_CHARS_MAX = 128
+_CURL_FORM = (b"content-type", b"application/x-www-form-urlencoded")
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 
 Ready = Callable[[], str | None]
@@ -103,14 +104,23 @@ def create_app(surface: Surface, **fastapi_options: Any) -> FastAPI:
     return app
 
 
-def add_raw_endpoint(app: FastAPI, path: str, handler: RawHandler, summary: str, schema: dict[str, Any]) -> None:
-    """Mount `handler` at POST `path`, without FastAPI's machinery. `schema` is its OpenAPI operation."""
+def add_raw_endpoint(
+    app: FastAPI,
+    path: str,
+    handler: RawHandler,
+    summary: str,
+    schema: dict[str, Any],
+    on_error: Callable[[QuorateError], Response] | None = None,
+) -> None:
+    """Mount `handler` at POST `path`, without FastAPI's machinery. `schema` is its OpenAPI operation; `on_error`
+    makes the answer to an error where another API than ours is spoken (default: problem+json)."""
+    answer_error = on_error or problem_response
 
     async def endpoint(request: Request) -> Response:
         try:
             return Response(await handler(await request.body()), media_type="application/json")
         except QuorateError as error:
-            return problem_response(error)
+            return answer_error(error)
 
     app.router.routes.append(Route(path, endpoint, methods=["POST"], include_in_schema=False))
     _describe(app, path, {"summary": summary, **schema})
@@ -137,6 +147,7 @@ class _Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope["headers"])
+        scope["headers"] = [_as_json(field) for field in scope["headers"]]
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -205,6 +216,14 @@ def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return secrets.token_hex(8).encode()
 
 
+def _as_json(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """`curl -d` calls every body a form. No endpoint takes forms, so such a body is read as the JSON that it is.
+
+    A page of another site could send one too: in protected mode its Origin is refused, elsewhere it has no token.
+    """
+    return (b"content-type", b"application/json") if field == _CURL_FORM else field
+
+
 def _host_of(authority: str) -> str:
     """The host of `host[:port]`, lower case, IPv6 in brackets."""
     authority = authority.lower()
@@ -231,9 +250,16 @@ async def _on_quorate_error(_request: Request, error: Exception) -> Response:
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [{"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]} for item in error.errors()]
+    errors = [_readable(item) for item in error.errors()]
     summary = "; ".join(f"{item['where']}: {item['what']}" for item in errors)
     return problem_response(InvalidRequest(summary, errors=errors))
+
+
+def _readable(item: dict[str, Any]) -> dict[str, str]:
+    """Which field is wrong, and how; for a body that is no JSON at all, at which byte."""
+    if item["type"] == "json_invalid":
+        return {"where": "body", "what": f"no valid JSON at offset {item['loc'][-1]}: {item['ctx']['error']}"}
+    return {"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]}
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

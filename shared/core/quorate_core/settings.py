@@ -96,5 +96,7 @@ def _readable(error: ValidationError, env_prefix: str) -> str:
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"])
         flag, variable = "--" + field.replace("_", "-"), (env_prefix + field).upper()
-        lines.append(f"{flag} (or {variable}): {item['msg'].removeprefix('Value error, ')}")
+        message = item["msg"].removeprefix("Value error, ")
+        # A validator of the whole has no field of its own: its message names the flags.
+        lines.append(f"{flag} (or {variable}): {message}" if field else message)
     return "\n".join(lines)

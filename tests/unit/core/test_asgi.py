@@ -74,6 +74,16 @@ async def test_a_bad_body_is_a_400_that_says_where(body: bytes) -> None:
     assert answer.json()["errors"]
 
 
+async def test_a_body_that_is_no_json_is_named_by_its_offset_and_what_curl_sends_is_read_as_json() -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    async with client_of(build()) as client:
+        good = await client.post("/typed", content=b'{"count": 3}', headers=form)
+        bad = await client.post("/typed", content=b'{"count": 3', headers=form)
+    assert good.json() == {"count": 3}
+    assert bad.status_code == 400
+    assert "no valid JSON at offset 11" in bad.json()["detail"]
+
+
 async def test_unknown_paths_and_methods_are_problems_too() -> None:
     async with client_of(build()) as client:
         nowhere, wrong = await client.get("/nowhere"), await client.put("/raw")
