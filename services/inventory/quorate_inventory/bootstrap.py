@@ -3,7 +3,6 @@
 import asyncio
 import importlib.metadata
 import secrets
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import structlog
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import Clock, SystemClock
-from quorate_core.errors import QuorateError, SettingsError
+from quorate_core.errors import SettingsError
 from quorate_core.logs import configure_logs
 from quorate_core.metrics import measure_loop_pauses
 from quorate_core.process import Stop, tame_garbage_collector
@@ -41,13 +40,6 @@ CONSUMERS = {
 }
 
 
-class BehindGateway(Protection):
-    """A service answers to whatever name its clients have used: who may call it is the gateway's to decide."""
-
-    def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> QuorateError | None:
-        return None
-
-
 @dataclass(frozen=True, slots=True)
 class InventoryService:
     """The parts of one instance that a process runs; `app` is its HTTP surface."""
@@ -73,7 +65,7 @@ def build_service(
     relay = Relay(database, outbox, bus, name, clock, policy)
     inventory = SqlInventory(database, outbox, inbox, clock, new_id, relay.wake)
     handlers = InventoryHandlers(inventory, settings, clock)
-    surface = Surface("Quorate inventory", BehindGateway(frozenset()), lambda: database.unreachable, stopping)
+    surface = Surface("Quorate inventory", Protection.behind_gateway(), lambda: database.unreachable, stopping)
     app = create_app(surface)
     app.include_router(stock_routes(handlers, inventory, settings, token))
     return InventoryService(app, handlers, relay, Housekeeping(database, outbox, inbox, clock, policy))

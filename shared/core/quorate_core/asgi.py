@@ -52,13 +52,20 @@ class Protection:
     cannot reach it through DNS rebinding). Bound to anything else: a bearer token is required.
     """
 
-    hosts: frozenset[str]
+    hosts: frozenset[str] | None
+    """None: any name will do."""
     token: str | None = None
 
     @classmethod
     def for_address(cls, bind: HostPort, advertise: HostPort, token: str | None) -> "Protection":
         hosts = frozenset({"localhost", "127.0.0.1", "[::1]", _host_of(str(bind)), _host_of(str(advertise))})
         return cls(hosts, None if bind.is_loopback else token)
+
+    @classmethod
+    def behind_gateway(cls) -> "Protection":
+        """For a service whose clients come through the gateway with whatever Host they have used: who may call it is
+        the gateway's to decide."""
+        return cls(hosts=None)
 
     def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> QuorateError | None:
         """Why a request with these headers is refused, or None."""
@@ -69,6 +76,8 @@ class Protection:
             offered = found.get(b"authorization", "").removeprefix("Bearer ").encode()
             if not hmac.compare_digest(offered, self.token.encode()):
                 return Unauthenticated("a token is required here: send 'Authorization: Bearer <token>'")
+            return None
+        if self.hosts is None:
             return None
         host = _host_of(found.get(b"host", ""))
         if host not in self.hosts:
@@ -147,7 +156,7 @@ class _Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope["headers"])
-        scope["headers"] = [_as_json(field) for field in scope["headers"]]
+        scope["headers"] = _form_as_json(scope["headers"])
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -216,12 +225,15 @@ def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return secrets.token_hex(8).encode()
 
 
-def _as_json(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+def _form_as_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """`curl -d` calls every body a form. No endpoint takes forms, so such a body is read as the JSON that it is.
 
-    A page of another site could send one too: in protected mode its Origin is refused, elsewhere it has no token.
+    NB: not when the request has an Origin, as every POST of a web page has: a form is what a page of another site may
+    send without being asked first.
     """
-    return (b"content-type", b"application/json") if field == _CURL_FORM else field
+    if _CURL_FORM not in headers or any(name == b"origin" for name, _ in headers):
+        return headers
+    return [(b"content-type", b"application/json") if field == _CURL_FORM else field for field in headers]
 
 
 def _host_of(authority: str) -> str:
