@@ -20,7 +20,6 @@ from quorate_sdk.wire import (
     Rollback,
 )
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from quorate_config_center.checks import ContentChecker, decode_content
 from quorate_config_center.feed import KEYS_PER_SUBSCRIBER_MAX, Feed, Interest
@@ -69,17 +68,6 @@ _CONTENT_BODY = {
         "content": {"text/plain": {"schema": {"type": "string"}}},
     }
 }
-
-
-class _StreamResponse(Response):
-    """An event stream as FastAPI wants its answers."""
-
-    def __init__(self, stream: EventStream) -> None:
-        super().__init__()
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._stream(scope, receive, send)
 
 
 class ConfigApi:
@@ -224,7 +212,7 @@ class ConfigApi:
         key: Annotated[list[str], Query(description="group/key", max_length=KEYS_PER_SUBSCRIBER_MAX)] = [],  # noqa: B006 - FastAPI copies it
         revision: Annotated[int, Query(ge=0, lt=10**REVISION_DIGITS_MAX)] = 0,
         last_event_id: Annotated[str | None, Header()] = None,
-    ) -> _StreamResponse:
+    ) -> EventStream:
         """Server-Sent Events: snapshot, delta, bookmark; resumes by `Last-Event-ID` or `revision`."""
         names = frozenset(_watched_name(namespace, text) for text in key) if key else None
         since = revision if last_event_id is None else _revision_of(last_event_id)
@@ -232,7 +220,7 @@ class ConfigApi:
         if since > self._feed.revision and since > await self._history.present_revision():
             since = 0  # from another store's life: nothing of what the client has can be relied on
         events = self._feed.events(Interest(namespace, names), since)
-        return _StreamResponse(EventStream(events, self._stopping))
+        return EventStream(events, self._stopping)
 
     async def _read(self, name: DocumentName, version: int | None, consistency: Consistency) -> StoredVersion:
         if version is not None:

@@ -4,9 +4,9 @@ Checks run in threads, a few at a time: parsing a megabyte takes longer than a n
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 import structlog
 from quorate_core.documents import DOCUMENTS_GROUP, DocumentError, DocumentValidator
@@ -33,16 +33,21 @@ class BrokenValidator:
         return [DocumentError(f"the validator of this group could not be loaded on this node ({self._reason})")]
 
 
-def installed_validators() -> dict[str, DocumentValidator]:
-    """The validators of all installed packages, by document group."""
+def load_validators(entries: Iterable[EntryPoint]) -> dict[str, DocumentValidator]:
+    """The validators that `entries` name, by document group."""
     found: dict[str, DocumentValidator] = {}
-    for entry in entry_points(group=DOCUMENTS_GROUP):
+    for entry in entries:
         try:
             found[entry.name] = entry.load()
         except Exception as error:  # another package's import may raise anything; it costs that group alone
             log.exception("document_validator_not_loaded", group=entry.name, source=entry.value)
             found[entry.name] = BrokenValidator(f"{entry.value}: {type(error).__name__}")
     return found
+
+
+def installed_validators() -> dict[str, DocumentValidator]:
+    """The validators of all installed packages, by document group."""
+    return load_validators(entry_points(group=DOCUMENTS_GROUP))
 
 
 def decode_content(body: bytes) -> str:

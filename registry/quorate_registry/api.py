@@ -24,7 +24,6 @@ from quorate_sdk.wire import (
     ServiceList,
 )
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from quorate_registry.catalog import Catalog
 from quorate_registry.feed import CatalogFeed
@@ -55,19 +54,6 @@ class _Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
 
 _heartbeat_decoder = msgspec.json.Decoder(_Heartbeat)
 _encode = msgspec.json.Encoder().encode
-
-
-class _StreamResponse(Response):
-    """An event stream as FastAPI wants its answers."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, stream: EventStream) -> None:
-        super().__init__()
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._stream(scope, receive, send)
 
 
 class RegistryApi:
@@ -160,14 +146,14 @@ class RegistryApi:
         ] = [],  # noqa: B006 - FastAPI copies it
         revision: Revision = None,
         last_event_id: Annotated[str | None, Header()] = None,
-    ) -> _StreamResponse:
+    ) -> EventStream:
         """Server-Sent Events: snapshot, delta, bookmark; resumes by `Last-Event-ID` or `revision`."""
         resume = revision if last_event_id is None else _parsed_revision(last_event_id)
         self._subscriptions.require_room()
         resume = await self._resume_revision(resume)
         services = frozenset(service) or None
         events = watch_events(self._catalog, self._subscriptions, namespace, services, resume)
-        return _StreamResponse(EventStream(events, self._stopping))
+        return EventStream(events, self._stopping)
 
     async def heartbeat(self, body: bytes) -> bytes:
         """Renew the instances named in the body, in one step; JSON in, JSON out."""

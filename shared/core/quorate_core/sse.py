@@ -8,6 +8,7 @@ has not taken its bytes for `SEND_STALL_S`.
 import asyncio
 from collections.abc import AsyncIterator
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEPALIVE_INTERVAL_S = 5.0
@@ -26,10 +27,13 @@ def encode_event(event: str, data: bytes, event_id: int | None = None) -> bytes:
     return head.encode() + b"data: " + data + b"\n\n"
 
 
-class EventStream:
-    """An ASGI response that streams encoded events from `events` until it ends or `stopping` is set."""
+class EventStream(Response):
+    """A response that streams encoded events from `events` until it ends or `stopping` is set."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], stopping: asyncio.Event) -> None:
+        super().__init__()
         self._events = events
         self._stopping = stopping
 
