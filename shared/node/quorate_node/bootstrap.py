@@ -26,6 +26,8 @@ from quorate_node.cluster import ClusterApi
 from quorate_node.fleet import FleetMembership, StoreFleet
 from quorate_node.settings import NodeSettings
 
+BODY_BYTES_MAX = 3 * 1024 * 1024
+"""The store's 1.5 MiB as the v3 API carries them: in base64, inside JSON."""
 RAFT_FOLDER = "raft"
 STATE_FOLDER = "state"
 
@@ -88,6 +90,7 @@ async def _start_surface(
         f"Quorate node {settings.name}",
         Protection.for_address(bound, settings.advertised_http(bound), token),
         ready=readiness(driver, apps),
+        body_bytes_max=BODY_BYTES_MAX,
     )
     api = create_app(surface, version=version("quorate-node"))
     fleet = await stack.enter_async_context(StoreFleet(store, own, api, token))

@@ -1,7 +1,8 @@
 """The LMDB files: revisions, leases, and one row with everything else that must change together with them.
 
 Rows of `revisions` are keyed by (main, sub), big-endian, so that LMDB's order is the order of history. A write
-transaction is one batch of log entries, and carries the applied index (etcd #13766: the two apart are a corruption).
+transaction is one batch of log entries, and carries the applied index (data and index apart are a corruption, as etcd
+3.5 showed).
 """
 
 import shutil

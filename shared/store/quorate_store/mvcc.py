@@ -10,7 +10,7 @@ After compaction at C, every read at C or later, and every event at C or later, 
 from collections.abc import Sequence
 
 import lmdb
-from quorate_core.errors import Compacted, FutureRevision, InvariantViolation
+from quorate_core.errors import Compacted, FutureRevision, InvalidRequest, InvariantViolation
 
 from quorate_store.database import Database, Meta, Row
 from quorate_store.key_index import (
@@ -27,6 +27,8 @@ from quorate_store.model import Event, EventKind, KeyValue, RangeOp, RangeResult
 
 ROW_OVERHEAD_BYTES = 64
 """What a row costs besides its encoding: its key, LMDB's node, its place in the index."""
+RANGE_BYTES_MAX = 256 * 1024 * 1024
+"""Keys and values in the answer to one long range read."""
 _PAGE_BYTES = 4096
 _INLINE_BYTES_MAX = 2000
 """LMDB stores longer rows on pages of their own (two rows at least fit on a shared one)."""
@@ -248,6 +250,7 @@ class RangeScan:
         self._revision = op.revision or present
         self._after: bytes | None = None
         self._kvs: list[KeyValue] = []
+        self._bytes = 0
         self._count = 0
 
     def step(self, txn: lmdb.Transaction, keys_max: int) -> bool:
@@ -266,8 +269,15 @@ class RangeScan:
                 continue
             self._count += 1
             if not op.count_only and (op.limit == 0 or len(self._kvs) < op.limit):
-                self._kvs.append(mvcc.key_value(txn, at, keys_only=op.keys_only))
+                kv = mvcc.key_value(txn, at, keys_only=op.keys_only)
+                self._kvs.append(kv)
+                self._bytes += len(key) + len(kv.value)
         return True
+
+    def require_affordable(self) -> None:
+        """Raises InvalidRequest when what was read so far is over RANGE_BYTES_MAX."""
+        if self._bytes > RANGE_BYTES_MAX:
+            raise InvalidRequest(f"the range holds over {RANGE_BYTES_MAX} bytes; read it in parts, with a limit")
 
     def result(self) -> RangeResult:
         more = not self._op.count_only and self._count > len(self._kvs)

@@ -3,12 +3,12 @@ here, after a linearizable barrier unless the caller says otherwise."""
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from quorate_core.clock import Clock
-from quorate_core.errors import Compacted, Conflict, InvalidRequest, InvariantViolation, NotFound
+from quorate_core.errors import Compacted, Conflict, InvalidRequest, InvariantViolation, NotFound, QuorateError
 from quorate_core.tasks import TaskOwner
 
 from quorate_store.commands import Command, Compact, LeaseGrant, LeaseRevoke, encode_command
@@ -41,6 +41,8 @@ from quorate_store.transactions import (
     validate_txn,
 )
 from quorate_store.watches import WatchFeed
+
+T = TypeVar("T")
 
 WRITE_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
@@ -193,7 +195,7 @@ class RaftStore:
         """See `port.Store.lease_keepalive`."""
         for lease in leases:
             require_integer("lease", lease)
-        return await self._leases.keepalive(leases)
+        return await _fairly(self._leases.keepalive(leases))
 
     async def lease_revoke(self, lease: int) -> int:
         """See `port.Store.lease_revoke`."""
@@ -206,7 +208,7 @@ class RaftStore:
         require_integer("lease", lease)
         if lease == 0:
             raise NotFound("lease 0 does not exist: it stands for no lease")
-        return await self._leases.time_to_live(lease, keys=keys)
+        return await _fairly(self._leases.time_to_live(lease, keys=keys))
 
     def watch(
         self, key: bytes, range_end: bytes = b"", *, start_revision: int = 0, previous: bool = False
@@ -233,4 +235,14 @@ class RaftStore:
         )
 
     async def _propose(self, command: Command) -> Any:
-        return await self._log.propose(encode_command(command), WRITE_TIMEOUT_S)
+        return await _fairly(self._log.propose(encode_command(command), WRITE_TIMEOUT_S))
+
+
+async def _fairly(call: Awaitable[T]) -> T:
+    """NB: without a leader the log refuses at once, in the same turn of the event loop; a caller that tries again
+    and again must not keep the election from happening."""
+    try:
+        return await call
+    except QuorateError:
+        await asyncio.sleep(0)
+        raise

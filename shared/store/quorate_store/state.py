@@ -333,7 +333,9 @@ class SlicedRange:
         self._scan = scan
 
     def step(self, keys_max: int) -> bool:
-        """Look at up to `keys_max` keys; True when done. Raises Compacted when history went away meanwhile."""
+        """Look at up to `keys_max` keys; True when done. Raises Compacted when history went away meanwhile, and
+        InvalidRequest when the answer grows over RANGE_BYTES_MAX."""
+        self._scan.require_affordable()
         with self._database.read() as txn:
             return self._scan.step(txn, keys_max)
 

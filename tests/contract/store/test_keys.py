@@ -283,6 +283,8 @@ async def test_a_key_written_twice_is_refused(store: Store, prefix: bytes) -> No
         [DeleteOp(prefix, prefix_end(prefix)), put],
         [put, nested],
         [nested, nested],
+        [put, TxnOp((), (), (put,))],
+        [TxnOp((), (), (put,)), DeleteOp(prefix + b"a")],
         [nested, DeleteOp(prefix, RANGE_ALL)],
     ):
         with pytest.raises(InvalidRequest):
@@ -307,6 +309,10 @@ async def test_too_many_operations_are_refused(store: Store, prefix: bytes) -> N
         await store.txn([], [], [*puts, PutOp(prefix + b"more", b"")])
     with pytest.raises(InvalidRequest):
         await store.txn([Compare(prefix, CompareTarget.VERSION, EQUAL, 0)] * (TXN_OPERATIONS_MAX + 1), [])
+    nested = TxnOp((), (TxnOp((), tuple(puts[:64])),), ())
+    with pytest.raises(InvalidRequest):
+        await store.txn([], [nested, *puts[64:]])
+    assert (await store.txn([], [nested, *puts[66:]])).succeeded
     assert (await store.range(prefix, prefix_end(prefix))).count == TXN_OPERATIONS_MAX
 
 

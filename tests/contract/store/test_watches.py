@@ -203,7 +203,7 @@ async def test_a_watch_from_before_the_compaction_is_told_so(store: Store, prefi
 
 
 async def test_a_watch_from_the_compacted_revision_on_misses_nothing(store: Store, prefix: bytes) -> None:
-    """A deletion at the very revision is still told (etcd #19179)."""
+    """A deletion at the very revision is still told."""
     await store.put(prefix, b"1")
     deleted = await store.delete(prefix)
     await store.compact(deleted.revision)

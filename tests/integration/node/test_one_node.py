@@ -64,7 +64,7 @@ def test_a_foreign_host_or_origin_is_refused_on_loopback(unharmed: NodeProcess) 
 
 def test_bad_input_gets_a_problem_and_nothing_is_lost(unharmed: NodeProcess) -> None:
     httpx.put(unharmed.url + SETTINGS, content="a: 1")
-    assert is_problem(httpx.put(unharmed.url + SETTINGS, content=b"#" * 3 * 1024 * 1024), 413)
+    assert is_problem(httpx.put(unharmed.url + SETTINGS, content=b"#" * 4 * 1024 * 1024), 413)
     assert is_problem(httpx.put(unharmed.url + SETTINGS, content=b"#" * (1024 * 1024 + 1)), 413)
     assert is_problem(httpx.put(unharmed.url + SETTINGS, content="a: ["), 422)
     assert is_problem(httpx.get(unharmed.url + "/v1/nowhere"), 404)

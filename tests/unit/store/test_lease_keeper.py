@@ -11,7 +11,7 @@ from quorate_core.clock import ManualClock
 from quorate_core.errors import NotFound, NotProposed, OutcomeUnknown, QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_raft.core.messages import Entry
-from quorate_store.commands import LeaseExpire, decode_command
+from quorate_store.commands import Command, LeaseExpire, LeaseGrant, decode_command, encode_command
 from quorate_store.leases import PROMOTION_GRACE_S
 from quorate_store.model import EventKind
 from quorate_store.raft_engine import RaftStore
@@ -30,10 +30,12 @@ class SteeredLog(DirectLog):
         super().__init__(machine)
         self.leads = True
         self.is_cut_off = False
-        """No majority answers: nothing is confirmed and nothing proposed."""
+        """No majority answers: nothing is confirmed, and nothing that is proposed is agreed on."""
         self.loses_outcomes = 0
         """So many proposals are applied, and their proposer is not told."""
         self.proposed: list[Any] = []
+        self.committed_only: list[Command] = []
+        """Not applied here yet: a linearizable read waits for it."""
         self.before_append = asyncio.Event()
         self.before_append.set()
         self.waiting_to_append = 0
@@ -61,13 +63,19 @@ class SteeredLog(DirectLog):
             raise NotProposed("no majority confirms that this member leads")
         return await super().confirm_leadership(timeout_s)
 
+    async def read_index(self, timeout_s: float) -> int:
+        while self.committed_only:
+            await super().propose(encode_command(self.committed_only.pop(0)), timeout_s)
+        return await super().read_index(timeout_s)
+
     async def propose(self, data: bytes, timeout_s: float) -> Any:
         self.waiting_to_append += 1
         await self.before_append.wait()
         self.waiting_to_append -= 1
-        if self.is_cut_off:
-            raise NotProposed("cut off")
         self.proposed.append(decode_command(data))
+        if self.is_cut_off:
+            await asyncio.sleep(0)
+            raise OutcomeUnknown("it stands in this member's log, and no majority has it")
         [result] = self._machine.apply([Entry(self._machine.applied_index + 1, self._term, data=data)])
         await asyncio.sleep(0)
         if self.loses_outcomes:
@@ -150,7 +158,7 @@ async def test_keepalives_are_no_log_entries(scene: Scene) -> None:
 
 
 async def test_a_leader_that_is_not_confirmed_ends_no_lease_and_promises_none(scene: Scene) -> None:
-    """etcd #15247: a leader that is cut off must not revoke."""
+    """A leader that is cut off does not know what its successor has promised."""
     lease = (await scene.store.lease_grant(10)).lease
     scene.log.is_cut_off = True
     scene.clock.advance(60)
@@ -270,6 +278,13 @@ async def test_a_member_that_does_not_lead_answers_no_keepalive(scene: Scene) ->
         await scene.store.lease_keepalive([lease])
     with pytest.raises(NotProposed):
         await scene.store.lease_time_to_live(lease)
+
+
+async def test_a_grant_that_the_leader_has_not_applied_yet_is_not_called_unknown(scene: Scene) -> None:
+    scene.log.committed_only.append(LeaseGrant(5, 10))
+    assert await scene.store.lease_keepalive([5]) == []
+    scene.log.committed_only.append(LeaseGrant(6, 10))
+    assert (await scene.store.lease_time_to_live(6)).remaining_ttl_s == 10
 
 
 async def test_many_leases_end_together(scene: Scene) -> None:

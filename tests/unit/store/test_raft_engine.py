@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from quorate_core.clock import SystemClock
-from quorate_core.errors import Compacted, Conflict, InvariantViolation
+from quorate_core.errors import Compacted, Conflict, InvalidRequest, InvariantViolation
 from quorate_core.tasks import TaskOwner
-from quorate_store import raft_engine
+from quorate_store import mvcc, raft_engine
 from quorate_store.model import RANGE_ALL, PutOp
 from quorate_store.raft_engine import RANGE_SLICE_KEYS, RaftStore
 from quorate_store.state import StateMachine
@@ -84,6 +84,15 @@ async def test_a_long_range_of_the_past_is_told_when_compaction_overtakes_it(tmp
         await store.compact(put.revision)
         with pytest.raises(Compacted):
             await reading
+
+
+async def test_an_answer_is_bounded_and_parts_of_it_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvcc, "RANGE_BYTES_MAX", RANGE_SLICE_KEYS * 10)
+    async with local_store_and_machine(tmp_path) as (store, machine):
+        fill(machine, RANGE_SLICE_KEYS * 4)
+        with pytest.raises(InvalidRequest, match="in parts"):
+            await store.range(b"k", b"l")
+        assert len((await store.range(b"k", b"l", limit=RANGE_SLICE_KEYS)).kvs) == RANGE_SLICE_KEYS
 
 
 async def test_counting_and_cutting_need_no_walk(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import httpx
 import pytest
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.settings import HostPort
-from quorate_store.model import REQUEST_BYTES_MAX
+from quorate_store.model import REQUEST_BYTES_MAX, KeyValue, RangeResult
 from quorate_store.raft_engine import RaftStore
+from quorate_store.v3.arrangement import Arrangement, SortOrder
 from quorate_store.v3.endpoints import id_of, mount_v3
 from support.store_local import local_store
 
@@ -124,3 +125,10 @@ async def test_the_endpoints_are_in_the_openapi_document(client: httpx.AsyncClie
     paths = (await client.get("/openapi.json")).json()["paths"]
     for path in (RANGE, PUT, STATUS):
         assert "post" in paths[path]
+
+
+def test_a_sorted_answer_that_just_fits_its_limit_has_no_more() -> None:
+    whole = RangeResult(9, tuple(KeyValue(b"%d" % n, b"", n, n, 1) for n in (1, 2, 3)), 3)
+    backwards = Arrangement(order=SortOrder.DESCEND)
+    assert backwards.arrange(whole, 3, keys_only=False) == RangeResult(9, whole.kvs[::-1], 3, False)
+    assert backwards.arrange(whole, 2, keys_only=False) == RangeResult(9, whole.kvs[:0:-1], 3, True)

@@ -64,7 +64,7 @@ async def test_a_batch_of_many_revisions_is_told_at_once(scene: Scene) -> None:
 
 
 async def test_unrelated_writes_wake_nobody(scene: Scene) -> None:
-    """consul #1244: a thousand watchers, and one of them is concerned."""
+    """A thousand watchers, and one of them is concerned."""
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         opened: list[Watcher] = []
         for number in range(1_000):
