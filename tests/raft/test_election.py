@@ -2,6 +2,7 @@
 
 import pytest
 from quorate_core.errors import InvariantViolation, NotProposed, SettingsError
+from quorate_raft.core.election import PRE_VOTE_REPEAT_TICKS
 from quorate_raft.core.membership import VOTERS_MAX, Membership
 from quorate_raft.core.messages import (
     AppendRequest,
@@ -174,6 +175,27 @@ def test_a_candidate_follows_whoever_leads_its_term() -> None:
     assert cluster["c"].standing.role is Role.CANDIDATE
     cluster.deliver([AppendRequest("a", "c", 1, 0, 0, (), 0)])
     assert (cluster["c"].standing.role, cluster["c"].standing.leader) == (Role.FOLLOWER, "a")
+
+
+def test_a_voter_that_heard_from_the_lost_leader_a_moment_later_is_asked_again_soon() -> None:
+    """Else a pre-vote that comes a tick too early costs another election timeout."""
+    cluster = Cluster("abc")
+    cluster.elect("a")
+    cluster.tick("b", "c")
+    cluster.crash("a")
+    for name in "bc":
+        cluster[name].step(HeartbeatRequest("a", name, 1, 1))
+        cluster.process(name)
+    cluster.take()
+    cluster["b"]._state.election_timeout_ticks = ELECTION_TICKS
+    cluster["c"]._state.election_timeout_ticks = 2 * ELECTION_TICKS
+    cluster.tick("b", times=ELECTION_TICKS)
+    cluster.tick("c", times=ELECTION_TICKS - 1)
+    cluster.settle()
+    assert cluster["b"].standing.role is Role.PRE_CANDIDATE
+    cluster.tick(times=PRE_VOTE_REPEAT_TICKS)
+    cluster.settle()
+    assert cluster["b"].is_leader
 
 
 def test_a_lost_pre_election_is_given_up() -> None:

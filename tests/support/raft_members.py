@@ -96,6 +96,8 @@ class CuttableNetwork:
         self._network = network
         self._receiver: PeerReceiver | None = None
         self.cut: set[MemberName] = set()
+        self.loses_calls = False
+        """Calls of peers arrive, and are never answered."""
         self.close = network.close
 
     async def start(self, receiver: PeerReceiver) -> None:
@@ -120,6 +122,8 @@ class CuttableNetwork:
 
     async def on_call(self, sender: MemberName, method: str, payload: bytes) -> bytes:
         assert self._receiver is not None
+        if self.loses_calls:
+            await asyncio.Event().wait()
         return await self._receiver.on_call(sender, method, payload)
 
 
@@ -141,6 +145,7 @@ class RunningMember:
         self.tasks = TaskOwner(config.name, self._on_failure)
         self._file_disk = FileDisk(folder / config.name)
         self.disk = FaultyDisk(self._file_disk)
+        self.listener = listener
         self.tcp = TcpNetwork(TcpConfig(config.name, CLUSTER_ID, SECRET, addresses), listener, self.tasks)
         self.network = CuttableNetwork(self.tcp)
         self.driver = RaftDriver(config, self.disk, self.network, clock, self.machine, self.tasks)

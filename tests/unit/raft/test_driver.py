@@ -26,7 +26,7 @@ from quorate_raft.core.messages import AppendRequest, Entry
 from quorate_raft.core.ready import Role
 from quorate_raft.runtime.disk import DiskFailed
 from quorate_raft.runtime.driver import TICKS_AT_ONCE_MAX
-from quorate_raft.runtime.forwarding import PROPOSE_METHOD
+from quorate_raft.runtime.forwarding import CALL_BYTES_MAX, CALLS_OUT_MAX, PROPOSE_METHOD
 from support.raft_members import PATIENCE_S, RunningCluster, running_cluster
 
 SOON_S = 0.2
@@ -41,7 +41,7 @@ async def three(tmp_path: Path) -> AsyncIterator[RunningCluster]:
 
 
 class HandTicker:
-    """A ticker that a test drives: `tick` returns when the driver waits for the next one."""
+    """A ticker that a test drives: `tick` returns when the driver waits for the next one, as `started` does first."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
@@ -52,8 +52,10 @@ class HandTicker:
         await self._tick.wait()
         self._tick.clear()
 
-    async def tick(self) -> None:
+    async def started(self) -> None:
         await self._asked.wait()
+
+    async def tick(self) -> None:
         self._asked.clear()
         self._tick.set()
         await self._asked.wait()
@@ -276,6 +278,70 @@ async def test_a_forwarded_write_whose_leader_died_is_settled_when_the_next_one_
     assert b"word" not in follower.machine.words
 
 
+async def test_writes_that_wait_for_a_leader_that_does_not_answer_may_be_tried_again(three: RunningCluster) -> None:
+    """Calls are bounded; what waits behind them was not sent, and what was sent is settled by the next leader."""
+    old, follower = await three.leader(), await three.follower()
+    old.network.loses_calls, old.network.cut = True, set("abc")
+
+    async def attempt(word: bytes) -> object:
+        try:
+            return await follower.driver.propose(word, PATIENCE_S)
+        except QuorateError as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        attempts = []
+        for number in range(CALLS_OUT_MAX + 3):
+            attempts.append(group.create_task(attempt(b"%d" % number)))
+            await follower.disk.run(list)  # a turn of the loop, so that each goes in a call of its own
+    outcomes = [attempt.result() for attempt in attempts]
+    assert [type(outcome) for outcome in outcomes] == [NotProposed] * len(outcomes)
+    reasons = [str(outcome) for outcome in outcomes]
+    assert sum("the leader changed before it was asked" in reason for reason in reasons) == 3
+    assert sum("was replaced before the write was agreed" in reason for reason in reasons) == CALLS_OUT_MAX
+    assert await three.write(follower.name, b"goes on") == 1
+
+
+async def test_large_writes_through_a_follower_go_in_several_calls(three: RunningCluster) -> None:
+    follower = await three.follower()
+    words = [b"%d" % number + b"x" * (CALL_BYTES_MAX // 3) for number in range(10)]
+    counts = await asyncio.gather(*(follower.driver.propose(word, PATIENCE_S) for word in words))
+    assert sorted(counts) == list(range(1, 11))
+    assert follower.machine.words == words
+
+
+async def test_a_member_whose_state_is_ahead_of_its_log_refuses_to_start(tmp_path: Path) -> None:
+    """Pitfall (etcd 9808): what was applied and is not in the log means that durable entries are gone."""
+    async with running_cluster("a", tmp_path) as cluster:
+        await cluster.leader()
+        await cluster.end("a")
+        member = cluster.make("a")
+        member.machine.applied_index = 99
+        with pytest.raises(InvariantViolation, match="has applied 99"):
+            await member.driver.start()
+        with pytest.raises(Unavailable):
+            member.driver.status()
+
+
+async def test_a_member_whose_peer_address_is_gone_does_not_start_half(tmp_path: Path) -> None:
+    async with running_cluster("ab", tmp_path, started="a") as cluster:
+        member = cluster.make("b")
+        member.listener.close()
+        with pytest.raises((OSError, ValueError)):
+            await member.driver.start()
+        with pytest.raises(Unavailable):
+            await member.driver.propose(b"word", PATIENCE_S)
+
+
+async def test_a_closed_member_answers_no_calls(tmp_path: Path) -> None:
+    async with running_cluster("a", tmp_path) as cluster:
+        member = cluster["a"]
+        await cluster.leader()
+        await member.driver.close()
+        with pytest.raises(Unavailable):
+            await member.driver.on_call("b", PROPOSE_METHOD, b"")
+
+
 async def test_a_leader_that_is_cut_off_does_not_confirm_itself(three: RunningCluster) -> None:
     leader = await three.leader()
     assert await leader.driver.confirm_leadership(PATIENCE_S) == leader.driver.status().term
@@ -436,6 +502,7 @@ async def test_a_stalled_loop_does_not_depose_a_leader_that_may_be_alive(tmp_pat
     faults = {"clock": clock, "ticker": ticker, "random_below": lambda below: 0}
     async with running_cluster("abc", tmp_path, started="a", **faults) as cluster:
         driver = cluster["a"].driver
+        await ticker.started()
         stalls = 0
         while driver.status().role is Role.FOLLOWER:
             clock.advance(60.0)

@@ -18,6 +18,10 @@ from quorate_raft.core.quorum import TallyResult, majority
 from quorate_raft.core.ready import Role
 from quorate_raft.core.state import MemberState
 
+PRE_VOTE_REPEAT_TICKS = 2
+"""Whoever heard from the lost leader a moment later than this member is silent at first, and would vote soon after:
+waiting another election timeout for it would double the time without a leader."""
+
 
 def meet_newer_term(member: MemberState, message: Message) -> bool:
     """Decide what a message of a newer term does to this member; says whether it is then handled."""
@@ -50,6 +54,8 @@ def tick_follower(member: MemberState) -> None:
     member.election_elapsed_ticks += 1
     if member.election_elapsed_ticks >= member.election_timeout_ticks:
         campaign_if_electable(member)
+    elif member.role is Role.PRE_CANDIDATE and member.election_elapsed_ticks % PRE_VOTE_REPEAT_TICKS == 0:
+        _ask_pre_votes(member)
 
 
 def tick_leader(member: MemberState) -> None:
@@ -70,10 +76,7 @@ def campaign_if_electable(member: MemberState) -> None:
     """Ask who would vote for this member, without disturbing anybody."""
     member.become_pre_candidate()
     member.tally.record(member.name, granted=True)
-    for name in member.others:
-        member.messages.append(
-            VoteRequest(member.name, name, member.term + 1, member.log.last_index, member.log.last_term, pre=True)
-        )
+    _ask_pre_votes(member)
     _conclude(member)
 
 
@@ -123,6 +126,13 @@ def on_timeout_now(member: MemberState, message: TimeoutNow) -> None:
     """The leader hands over: no pre-vote, and members that hear from it vote all the same (thesis, 3.10)."""
     if message.sender == member.leader:
         campaign(member, transfer=True)
+
+
+def _ask_pre_votes(member: MemberState) -> None:
+    log, term = member.log, member.term + 1
+    for name in member.others:
+        if not member.tally.has_answered(name):
+            member.messages.append(VoteRequest(member.name, name, term, log.last_index, log.last_term, pre=True))
 
 
 def _conclude(member: MemberState) -> None:

@@ -20,7 +20,7 @@ class EntryKind(IntEnum):
     """Proposed by a new leader, so that entries of earlier terms can be committed (paper, section 5.4.2)."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One slot of the log. `index` counts from 1; `request_id` is 0 or was chosen by the proposing member's driver,
     unique over all members and boots, so that the proposer can tell its own entry when it is applied."""
 

@@ -35,6 +35,9 @@ class Tally:
         if voter in self._voters:
             self._answers.setdefault(voter, granted)
 
+    def has_answered(self, voter: MemberName) -> bool:
+        return voter in self._answers
+
     @property
     def result(self) -> TallyResult:
         needed = majority(len(self._voters))

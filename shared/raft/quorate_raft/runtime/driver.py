@@ -152,7 +152,12 @@ class RaftDriver:
             raise
         self._applied_term = node.log.term_at(applied_index) or 0
         self._started = _Started(node, wal, asyncio.get_running_loop())
-        await self._network.start(self)
+        try:
+            await self._network.start(self)
+        except BaseException:
+            self._started = None
+            wal.close()
+            raise
         self._loops = [
             self._tasks.start(self._persist_loop(), "persist"),
             self._tasks.start(self._tick_loop(), "tick"),
@@ -271,6 +276,7 @@ class RaftDriver:
 
     async def on_call(self, sender: MemberName, method: str, payload: bytes) -> bytes:
         """From the network: a peer's call."""
+        self._running()
         handler = self._calls.get(method)
         if handler is None:
             raise NotImplementedHere(f"{self._config.name} has no call {method!r}")
@@ -447,7 +453,7 @@ class RaftDriver:
             return
         self._failure = failure
         self._halted.set()
-        reason = "the member stopped" if failure is None else f"the member failed: {failure}"
+        reason = "the member stopped" if failure is None else "the member failed, and its log says why"
         self._proposals.stop(reason)
         self._barriers.stop(reason)
         if self._announced[0]:
@@ -463,7 +469,8 @@ class RaftDriver:
         self._wake()
         try:
             async with asyncio.timeout(self._config.transfer_timeout_s):
-                while node.is_leader and not self._halted.is_set():
+                # Its own vote may be needed, so it stays until the other one leads.
+                while node.standing.leader in ("", self._config.name) and not self._halted.is_set():
                     self._standing_changed.clear()
                     await self._standing_changed.wait()
         except TimeoutError:

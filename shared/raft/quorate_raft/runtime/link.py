@@ -7,6 +7,7 @@ A frame's payload is one byte for its kind and msgpack. What is written in one t
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import structlog
@@ -20,11 +21,17 @@ from quorate_raft.runtime.handshake import (
     HandshakeRefused,
 )
 
-HANDSHAKE_TIMEOUT_S = 3.0
 SILENCE_MAX_MS = 5_000
 """A peer that does not acknowledge what was sent for so long is gone (TCP_USER_TIMEOUT, RFC 5482)."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    frame_bytes_max: int
+    queue_bytes_max: int
+    handshake_timeout_s: float
 
 
 class LinkLost(QuorateError):
@@ -41,7 +48,7 @@ class Link(asyncio.Protocol):
     def __init__(
         self,
         handshake: DialerHandshake | AcceptorHandshake,
-        limits: "LinkLimits",
+        limits: LinkLimits,
         on_ready: "Callable[[Link], None]",
         on_payload: "Callable[[Link, bytes], None]",
         on_lost: "Callable[[Link], None]",
@@ -65,6 +72,11 @@ class Link(asyncio.Protocol):
     @property
     def peer(self) -> str:
         return self._handshake.peer
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether somebody connected, and has not proven who that is."""
+        return not self.is_ready and isinstance(self._handshake, AcceptorHandshake)
 
     def send(self, payload: bytes) -> bool:
         """Queue a frame; False when the link is down or its queue is full. Raises FrameTooLarge."""
@@ -103,7 +115,7 @@ class Link(asyncio.Protocol):
             return
         _tune(transport.get_extra_info("socket"))
         loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(HANDSHAKE_TIMEOUT_S, self.abort, "the handshake took too long")
+        self._deadline = loop.call_later(self._limits.handshake_timeout_s, self.abort, "the handshake took too long")
         if isinstance(self._handshake, DialerHandshake):
             transport.write(encode_frame(self._handshake.opening()))
 
@@ -166,14 +178,6 @@ class Link(asyncio.Protocol):
 
     def _address(self) -> str:
         return str(self._transport.get_extra_info("peername")) if self._transport is not None else "unknown"
-
-
-class LinkLimits:
-    __slots__ = ("frame_bytes_max", "queue_bytes_max")
-
-    def __init__(self, frame_bytes_max: int, queue_bytes_max: int) -> None:
-        self.frame_bytes_max = frame_bytes_max
-        self.queue_bytes_max = queue_bytes_max
 
 
 def _tune(connection: socket.socket) -> None:

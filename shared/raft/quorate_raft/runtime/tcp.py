@@ -62,6 +62,7 @@ class TcpConfig:
     peers: Mapping[MemberName, HostPort]
     queue_bytes_max: int = QUEUE_BYTES_MAX
     frame_bytes_max: int = FRAME_BYTES_MAX
+    handshake_timeout_s: float = 3.0
     random_below: RandomBelow = random.SystemRandom().randrange
 
 
@@ -107,7 +108,7 @@ class TcpNetwork:
         self._listener = listener
         self._tasks = tasks
         self._credentials = Credentials(config.cluster_id, config.name, config.secret.encode())
-        self._limits = LinkLimits(config.frame_bytes_max, config.queue_bytes_max)
+        self._limits = LinkLimits(config.frame_bytes_max, config.queue_bytes_max, config.handshake_timeout_s)
         self._peers = {
             name: _Peer(name, address, config.name) for name, address in config.peers.items() if name != config.name
         }
@@ -229,17 +230,17 @@ class TcpNetwork:
     async def _pause(self, peer: _Peer, failures: int) -> None:
         longest_ms = int(1000 * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(failures, 10)))
         pause_ms = longest_ms // 2 + self._config.random_below(longest_ms // 2 + 1)
-        peer.showed_up.clear()
         try:
             async with asyncio.timeout(pause_ms / 1000):
                 await peer.showed_up.wait()
         except TimeoutError:
             pass  # the pause is over
+        peer.showed_up.clear()
 
     def _accept(self) -> Link:
         handshake = AcceptorHandshake(self._credentials, self._peers.keys(), secrets.token_bytes(NONCE_BYTES))
         link = Link(handshake, self._limits, self._on_accepted, self._on_request, self._on_accepted_lost)
-        strangers = sum(not other.is_ready for other in self._links)
+        strangers = sum(other.is_stranger for other in self._links)
         self._keep(link)
         if strangers >= STRANGERS_MAX:
             asyncio.get_running_loop().call_soon(link.abort, f"{strangers} connections wait to be proven")

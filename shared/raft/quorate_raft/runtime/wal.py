@@ -126,7 +126,8 @@ class Wal:
             cut_bytes = self._read_segment(name, is_last=position == len(names) - 1)
         if self._file is None:
             self._begin_segment()
-        return Recovered(replay.hard_state, replay.entries, cut_bytes)
+        entries, replay.entries = replay.entries, []
+        return Recovered(replay.hard_state, entries, cut_bytes)
 
     def _read_segment(self, name: str, *, is_last: bool) -> int:
         """Returns the number of bytes that were cut."""
