@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 
 import pytest
 from quorate_config_center.checks import (
@@ -11,9 +12,10 @@ from quorate_config_center.checks import (
     ContentChecker,
     decode_content,
     installed_validators,
+    load_validators,
 )
 from quorate_config_center.model import DocumentName
-from quorate_core.documents import DocumentError
+from quorate_core.documents import DOCUMENTS_GROUP, DocumentError
 from quorate_core.errors import InvalidContent, PayloadTooLarge, TooManyRequests
 from quorate_sdk.wire import CONTENT_BYTES_MAX, ConfigFormat
 
@@ -57,9 +59,13 @@ async def test_a_validator_that_crashes_refuses_the_publish() -> None:
     assert "the validator of group gateway failed (RuntimeError)" in refused.detail
 
 
-async def test_a_validator_that_cannot_be_loaded_refuses_the_publish() -> None:
-    refused = await refusal_of(ContentChecker({"gateway": BrokenValidator("ImportError")}), ROUTES, "a: 1")
-    assert "could not be loaded on this node (ImportError)" in refused.detail
+async def test_a_validator_that_cannot_be_loaded_refuses_the_publish_of_its_group_alone() -> None:
+    entry = EntryPoint("gateway", "quorate_config_center.no_such_module:DOCUMENT", DOCUMENTS_GROUP)
+    checker = ContentChecker(load_validators([entry]))
+    refused = await refusal_of(checker, ROUTES, "a: 1")
+    assert "could not be loaded on this node" in refused.detail
+    assert "ModuleNotFoundError" in refused.detail
+    await checker.require_valid(DocumentName("default", "order", "a"), ConfigFormat.TEXT, "")
 
 
 async def test_checks_over_the_limit_are_refused_and_nothing_is_lost_of_the_others() -> None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from quorate_config_center.feed import Feed, IncompleteChange, Interest, Published
+from quorate_config_center.feed import WAKES_A_TURN, Feed, IncompleteChange, Interest, Published
 from quorate_config_center.model import (
     Change,
     DocumentName,
@@ -256,5 +256,26 @@ async def test_a_thousand_subscribers_share_the_bytes_of_a_change() -> None:
     script.publish(A, "pushed")
     events = [await anext(stream) for stream in streams]
     assert len({id(event) for event in events}) == 1
+    for stream in streams:
+        await stream.aclose()  # type: ignore[attr-defined]  # async generators have it
+
+
+async def test_a_change_that_everybody_watches_leaves_the_loop_to_others_in_between() -> None:
+    feed = Feed()
+    script = Script(feed)
+    streams = [feed.events(ALL) for _ in range(10 * WAKES_A_TURN)]
+    for stream in streams:
+        await anext(stream)
+    waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]  # noqa: TID251 - awaited below
+    await asyncio.sleep(0)
+    script.publish(A, "pushed")
+    told_in_a_turn = []
+    async with asyncio.timeout(10):
+        while not all(task.done() for task in waiting):
+            before = sum(task.done() for task in waiting)
+            await asyncio.sleep(0)
+            told_in_a_turn.append(sum(task.done() for task in waiting) - before)
+    assert max(told_in_a_turn) <= WAKES_A_TURN
+    assert sum(told_in_a_turn) == len(streams)
     for stream in streams:
         await stream.aclose()  # type: ignore[attr-defined]  # async generators have it

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from quorate_config_center.history import DocumentHistory
+from quorate_config_center.history import COMPARE_ATTEMPTS_MAX, DocumentHistory
 from quorate_config_center.model import Change, DocumentName, Precondition, current_key, version_key
-from quorate_core.errors import Conflict, InvariantViolation, NotFound, PreconditionFailed
+from quorate_core.errors import Conflict, InvariantViolation, NotFound, PreconditionFailed, Unavailable
 from quorate_sdk.wire import CONTENT_BYTES_MAX, ConfigFormat
 from quorate_store.model import prefix_end
 from quorate_store.port import Store
@@ -65,6 +66,28 @@ async def test_writers_at_the_same_time_each_get_a_version_of_their_own(store: S
     assert sorted(versions) == list(range(1, 11))
     for version in versions:
         await history.read_version(NAME, version)
+
+
+class OvertakenStore:
+    """A real store on which another writer always comes first."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def txn(self, *arguments: Any) -> Any:
+        await publish(DocumentHistory(self.store), f"overtaken at {(await self.store.range(b'x')).revision}")
+        return await self.store.txn(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+async def test_a_writer_who_is_always_overtaken_gives_up_and_has_written_nothing(store: Store) -> None:
+    with pytest.raises(Unavailable, match="nothing was written"):
+        await publish(DocumentHistory(OvertakenStore(store)), "mine")
+    versions = await DocumentHistory(store).versions(NAME, 100)
+    assert len(versions) == COMPARE_ATTEMPTS_MAX
+    assert (await DocumentHistory(store).read(NAME)).content != "mine"
 
 
 async def test_of_writers_over_the_same_version_one_wins(store: Store) -> None:

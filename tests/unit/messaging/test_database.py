@@ -1,3 +1,5 @@
+"""Transactions on a real SQLite file: durable, shared by several engines, and honest about what was done."""
+
 import asyncio
 import sqlite3
 from pathlib import Path

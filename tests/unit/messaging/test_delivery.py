@@ -1,3 +1,5 @@
+"""What becomes of an event after an attempt to deliver it."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""CloudEvents over HTTP: what is sent, what is read, and what is refused."""
+
 import json
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Identifiers that sort by time."""
+
 import uuid
 
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""The inbox: each event is consumed exactly once."""
+
 import asyncio
 import dataclasses
 from pathlib import Path

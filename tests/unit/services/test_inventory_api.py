@@ -1,3 +1,5 @@
+"""The inventory service over HTTP, on a real database."""
+
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""What inventory decides, and how its start stock is read."""
+
 import pytest
 from quorate_inventory import model
 from quorate_inventory.events import Line, StockRejected, StockReserved

@@ -1,3 +1,5 @@
+"""Migrations: the schema that the services work with, made once, and stock that is never made twice."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

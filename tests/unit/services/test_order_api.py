@@ -1,3 +1,5 @@
+"""The order service over HTTP, on a real database."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

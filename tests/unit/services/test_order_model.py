@@ -1,3 +1,5 @@
+"""The life of an order."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
