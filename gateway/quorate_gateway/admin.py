@@ -186,6 +186,8 @@ def _pool_view(pool: EndpointPool) -> PoolView:
 def _explain(plane: DataPlane, method: str, path: str, host: str, headers: Sequence[str]) -> Explanation:
     """Asks the data plane's own parser and table, so that it cannot say anything else than what would happen."""
     lines = [f"{method} {path} HTTP/1.1", f"host: {host}", *headers]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise InvalidRequest("a line break cannot be part of a method, path, host or header")
     data = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
     try:
         head = read_request_head(data)

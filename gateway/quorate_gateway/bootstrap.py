@@ -56,7 +56,7 @@ async def _start(settings: GatewaySettings, stop: Stop, ends: AsyncExitStack) ->
     plane.client_connections_max = _connections_max()
     control_plane = ControlPlane(settings.endpoints, token)
     ends.push_async_callback(control_plane.aclose)
-    control = Control(control_plane, settings.namespace, settings.data_dir, plane.swap)
+    control = Control(control_plane, settings.namespace, settings.data_dir, plane.swap, stop.fail)
     ends.push_async_callback(control.stop)
     await control.start()
 

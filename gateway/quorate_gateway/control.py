@@ -5,6 +5,7 @@ away changes nothing. Three files in the data directory serve a restart without 
 the documents' copy, which the SDK keeps, and the last routes that were good, which may be older than the newest ones.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from quorate_core.errors import InvalidContent
 from quorate_core.tasks import TaskOwner
 from quorate_sdk import ConfigWatcher, ControlPlane, Discovery
 from quorate_sdk.cache import CacheFile
-from quorate_sdk.wire import ConfigDocument
 
-from quorate_gateway.routes import ROUTES_KEY, RoutesDocument, parse_routes
+from quorate_gateway.routes import ROUTES_KEY, parse_routes
 from quorate_gateway.snapshot import EMPTY, Revisions, Snapshot, build_snapshot, update_snapshot
 
 ROUTES_NAME = f"gateway/{ROUTES_KEY}"
+NO_ROUTES = "routes: []\n"
 READY_POLL_S = 3_600.0
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class RejectedRoutes:
 
 
 class GoodRoutes(msgspec.Struct, frozen=True):
-    """The file with the last routes that were good."""
+    """The file with the last routes that were good. Version and revision are 0 when none are published."""
 
     version: int
     revision: int
@@ -47,7 +48,12 @@ class Control:
     """Keeps the data plane's snapshot up to date by calling `swap` with each new one."""
 
     def __init__(
-        self, control_plane: ControlPlane, namespace: str, data_dir: Path, swap: Callable[[Snapshot], None]
+        self,
+        control_plane: ControlPlane,
+        namespace: str,
+        data_dir: Path,
+        swap: Callable[[Snapshot], None],
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.snapshot = EMPTY
         self.rejected: RejectedRoutes | None = None
@@ -55,9 +61,10 @@ class Control:
         self._config = ConfigWatcher(control_plane, namespace, [ROUTES_NAME], data_dir / "documents.json")
         self._discovery = Discovery(control_plane, namespace, None, data_dir / "registry.json")
         self._good_file = CacheFile(data_dir / "good-routes.json", lambda: msgspec.json.encode(self._good))
-        self._good = GoodRoutes(0, 0, "routes: []\n")
-        self._document: RoutesDocument | None = None
-        self._tasks = TaskOwner("control")
+        self._good = GoodRoutes(0, 0, NO_ROUTES)
+        self._document = EMPTY.document
+        self._routes_changed = asyncio.Event()
+        self._tasks = TaskOwner("control", on_failure)
         self._is_known = False
 
     @property
@@ -91,7 +98,8 @@ class Control:
         await self._config.start()
         await self._discovery.start()
         self._tasks.start(self._good_file.keep_written(), "good-routes")
-        self._tasks.start(self._begin_when_known(), "begin")
+        self._tasks.start(self._until_documents_known(), "documents")
+        self._tasks.start(self._follow_routes(), "routes")
 
     async def stop(self) -> None:
         await self._discovery.stop()
@@ -99,61 +107,59 @@ class Control:
         await self._tasks.close()
         await self._good_file.flush()
 
-    async def _begin_when_known(self) -> None:
-        """The first snapshot is built when both are known, so that no service looks empty in between."""
-        while not await self._config.ready(READY_POLL_S):
-            pass
+    async def _follow_routes(self) -> None:
+        """The first snapshot is built when routes and instances are known, so that no service looks empty before."""
+        if not self._good.version:
+            await self._until_documents_known()
         while not await self._discovery.ready(READY_POLL_S):
             pass
-        self._is_known = True
-        self._take_routes()
-        if self._document is None:
-            # Either nothing has ever been published, or only what is invalid, and there is no good copy: no routes.
-            self._document = RoutesDocument(routes=[])
-        self._rebuild()
+        while True:
+            self._routes_changed.clear()
+            if await self._take_routes() or not self._is_known:
+                self._is_known = True
+                self._serve(build_snapshot(self._document, self._discovery.instances, self.revisions))
+            await self._routes_changed.wait()
+
+    async def _until_documents_known(self) -> None:
+        while not await self._config.ready(READY_POLL_S):
+            pass
+        self._routes_changed.set()
 
     def _on_documents(self, _changed: set[str]) -> None:
-        if self._is_known and self._take_routes():
-            self._rebuild()
+        self._routes_changed.set()
 
     def _on_services(self, changed: set[str]) -> None:
         if self._is_known:
             self._serve(update_snapshot(self.snapshot, changed, self._discovery.instances, self.revisions))
 
-    def _take_routes(self) -> bool:
-        """Whether there are other routes than before."""
+    async def _take_routes(self) -> bool:
+        """Make the published routes the good ones; whether these are others than before."""
+        if not self._config.revision:
+            return False  # there are the good ones from disk, and no word on the published ones yet
         published = self._config.documents.get(ROUTES_NAME)
         if published is None:
-            if self._good.version == 0 and self._document is not None:
+            good = GoodRoutes(0, 0, NO_ROUTES)
+        else:
+            good = GoodRoutes(published.version, published.revision, published.content)
+        document = self._document
+        if good.content != self._good.content:
+            try:
+                # In a thread: a document may have thousands of routes, and requests must not wait for them.
+                document = await asyncio.to_thread(parse_routes, good.content)
+            except InvalidContent as error:
+                self._reject(good, error)
                 return False
-            log.info("routes_absent", reason="no such document is published")
-            self.rejected = None
-            return self._accept(RoutesDocument(routes=[]), GoodRoutes(0, self._config.revision, "routes: []\n"))
-        if self._document is not None and published.revision == self._good.revision:
-            self.rejected = None
-            return False
-        try:
-            document = parse_routes(published.content)
-        except InvalidContent as error:
-            self._reject(published, error)
-            return False
         self.rejected = None
-        return self._accept(document, GoodRoutes(published.version, published.revision, published.content))
-
-    def _accept(self, document: RoutesDocument, good: GoodRoutes) -> bool:
+        if good == self._good:
+            return False
+        changed = good.content != self._good.content
         self._document, self._good = document, good
         self._good_file.mark_changed()
-        return True
+        return changed
 
-    def _reject(self, published: ConfigDocument, error: InvalidContent) -> None:
+    def _reject(self, published: GoodRoutes, error: InvalidContent) -> None:
         self.rejected = RejectedRoutes(published.version, published.revision, error.detail)
-        log.error(
-            "routes_rejected", version=published.version, reason=error.detail, still_served=self._good.version
-        )  # fmt: skip
-
-    def _rebuild(self) -> None:
-        if self._document is not None:
-            self._serve(build_snapshot(self._document, self._discovery.instances, self.revisions))
+        log.error("routes_rejected", version=published.version, reason=error.detail, still_served=self._good.version)
 
     def _serve(self, snapshot: Snapshot) -> None:
         former, self.snapshot = self.snapshot, snapshot

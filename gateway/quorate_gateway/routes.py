@@ -143,7 +143,7 @@ class RoutesDocument(_Strict):
 def routes_schema() -> dict[str, Any]:
     """The document's JSON Schema (2020-12)."""
     schema = RoutesDocument.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Routes of the gateway", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Routes of the gateway"}
 
 
 def parse_routes(content: str) -> RoutesDocument:

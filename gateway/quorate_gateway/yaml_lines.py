@@ -29,12 +29,10 @@ class LinedDocument:
     """A document's value, and its nodes to find lines by."""
 
     value: Any
-    root: yaml.Node | None
+    root: yaml.Node
 
     def line_of(self, place: Sequence[str | int]) -> int:
         """The line of what stands at `place` (keys and indices), or of the nearest thing around it."""
-        if self.root is None:
-            return 1
         node, line = self.root, self.root.start_mark.line
         for part in place:
             found = _child(node, part)
@@ -48,20 +46,22 @@ def read_yaml(content: str) -> LinedDocument:
     """The one document in `content`. Raises YamlProblem."""
     _refuse_deep_nesting(content)
     try:
-        loader = _LOADER(content)
-    except yaml.YAMLError as error:  # characters that YAML does not allow are found at once
-        raise YamlProblem(_text(error)) from error
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return LinedDocument(None, None)
-        _refuse_repeated_keys(root)
-        return LinedDocument(loader.construct_document(root), root)
+        return _load(content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlProblem(_text(error), mark.line + 1 if mark else 0) from error
     except (yaml.YAMLError, ValueError) as error:
         raise YamlProblem(_text(error)) from error
+
+
+def _load(content: str) -> LinedDocument:
+    loader = _LOADER(content)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            raise YamlProblem("the document is empty", 1)
+        _refuse_repeated_keys(root)
+        return LinedDocument(loader.construct_document(root), root)
     finally:
         loader.dispose()
 

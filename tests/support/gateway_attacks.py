@@ -175,6 +175,7 @@ CHUNKS = [
         ("an extension with a space", b"5; a\r\nhello\r\n0\r\n\r\n"),
         ("an extension with an open quote", b'5;a="\r\nhello\r\n0\r\n\r\n'),
         ("an extension that never ends", b"5;" + b"a" * 300),
+        ("a size line over its limit", b"5;" + b"a" * 260 + b"\r\nhello\r\n0\r\n\r\n"),
         ("data longer than its size", b"5\r\nhello!\r\n0\r\n\r\n"),
         ("data that ends with LF", b"5\r\nhello\n0\r\n\r\n"),
         ("data that ends with CR and more", b"5\r\nhello\rX0\r\n\r\n"),

@@ -1,6 +1,7 @@
 """A data plane on a loopback socket, and a client that says exactly what a test tells it to."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -138,8 +139,18 @@ class Gateway:
     port: int
     _clients: list[Client] = field(default_factory=list)
 
-    async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20))
+    async def client(self, receive_bytes: int | None = None) -> Client:
+        """A new connection. `receive_bytes` makes the kernel hold little of what it does not read."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        if receive_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
+        except OSError:
+            connection.close()
+            raise
+        client = Client(*await asyncio.open_connection(sock=connection, limit=1 << 20))
         self._clients.append(client)
         return client
 
@@ -158,7 +169,7 @@ class Gateway:
             while not condition():  # noqa: ASYNC110 - what is waited for is plain state of the gateway
                 await asyncio.sleep(0)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for client in self._clients:
             client.reset()
 
@@ -181,7 +192,9 @@ async def running_gateway(
         gateway = Gateway(plane, bound_address(listener).port)
         gateway.serve(routes, {"order": upstreams})
         await plane.start(listener)
-        yield gateway
-        await gateway.close()
-        await plane.drain(WAIT_S_MAX)
+        try:
+            yield gateway
+        finally:
+            gateway.close()
+            await plane.drain(WAIT_S_MAX)
     assert failures == [], failures

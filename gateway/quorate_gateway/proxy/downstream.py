@@ -13,6 +13,8 @@ An end of the client's stream counts as leaving, in every state: nothing else te
 """
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING, cast
 
 from quorate_core.errors import Retry
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 PIPELINED_BYTES_MAX = 65_536
 """Of requests that wait for the one before; reading pauses above."""
+ANSWERS_A_TURN_MAX = 50
+"""Requests of one client that the gateway answers itself in one turn of the event loop."""
 WRITE_BUFFER_BYTES_MAX = 262_144
 HEAD_TIMEOUT_S = 10.0
 """From the first byte of a head to its last."""
@@ -36,6 +40,8 @@ IDLE_TIMEOUT_S = 75.0
 LINGER_S = 2.0
 LINGER_BYTES_MAX = 1_048_576
 FLUSH_TIMEOUT_S = 10.0
+_RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing resets the connection (socket(7))."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -177,6 +183,9 @@ class ClientConnection(asyncio.Protocol):
         """NB: a reset, since for a body that ends with the connection an orderly end would look like its end."""
         self._exchange = None
         self._closing = True
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self.transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     # What the plane needs.
@@ -205,8 +214,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_next(self) -> None:
         """Begin what the buffer holds, one request after the other. Answers that the gateway makes itself are done at
-        once: hence a loop, where calling each other would fill the stack."""
+        once: hence a loop, where calling each other would fill the stack; and a bounded one, so that others have
+        their turn."""
+        answers_left = ANSWERS_A_TURN_MAX
         while self._buffer and self._exchange is None and not self._closing and not self._write_full:
+            answers_left -= 1
+            if answers_left < 0:
+                asyncio.get_running_loop().call_soon(self._answer_next)
+                break
             try:
                 data = self._buffer
                 if not self._scanned and data[:2] == b"\r\n":
@@ -223,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
                 self._begin(head, data[head.end :])
             except Refusal as refusal:
                 self._answer_itself(refusal, None, unread=True)
-        if not self._reading:
+        if not self._reading or len(self._buffer) > PIPELINED_BYTES_MAX:
             self._set_reading()
 
     def _begin(self, head: RequestHead, rest: bytes) -> None:

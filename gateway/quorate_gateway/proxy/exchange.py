@@ -126,10 +126,6 @@ class Exchange:
         self._response: ResponseHead | None = None
         self._response_body: Body | None = None
 
-    @property
-    def tries(self) -> int:
-        return self._tries
-
     # From the client's side.
 
     def start(self, body: bytes, body_done: bool) -> None:
@@ -209,8 +205,6 @@ class Exchange:
         connection.transport.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
         if self._held_bytes > HELD_BYTES_MAX:
             self._held = None
-        if self.client.hold_answer():
-            connection.transport.pause_reading()
 
     def not_connected(self, reason: str) -> None:
         """The endpoint whose turn it was cannot be connected to."""
@@ -236,6 +230,7 @@ class Exchange:
     def upstream_lost(self, error: Exception | None) -> None:
         """The upstream's connection has ended."""
         connection, self._upstream = self._upstream, None
+        self._upstream_full = False
         if self._response is not None:
             if self._response.length == UNTIL_CLOSE and error is None:
                 self._end(keeps_alive=False)

@@ -44,7 +44,9 @@ _REPLACED = (
 _FRAMING = rb"[Cc](?i:ontent-length)|[Tt](?i:ransfer-encoding)"
 _VALUE = rb": *+([^\r]*+)"
 """Of the fields that are read here; a tab around such a value is no part of it for some, and is for others."""
-_REQUEST_FOUND = re.compile(rb"\r\n((?:%b|%b|%b|[Hh](?i:ost))(?=:))%b" % (_FRAMING, _HOP_BY_HOP, _REPLACED, _VALUE))
+_REQUEST_FOUND = re.compile(
+    rb"\r\n((?:%b|%b|%b|[Hh](?i:ost)|[Tt](?i:racestate))(?=:))%b" % (_FRAMING, _HOP_BY_HOP, _REPLACED, _VALUE)
+)
 _REQUEST_STRIPPED = re.compile(rb"\r\n(?:%b|%b):[^\r]*+" % (_HOP_BY_HOP, _REPLACED))
 _RESPONSE_FOUND = re.compile(rb"\r\n((?:%b|%b)(?=:))%b" % (_FRAMING, _HOP_BY_HOP, _VALUE))
 _RESPONSE_STRIPPED = re.compile(rb"\r\n(?:%b):[^\r]*+" % _HOP_BY_HOP)
@@ -60,7 +62,8 @@ _ABSOLUTE = re.compile(rb"http://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _DOT_SEGMENT = re.compile(rb"/\.{1,2}(?:/|\Z)")
 _UNRESERVED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
-_PASSED_ON = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_PASSED_ON = frozenset({b"host", b"content-length", b"transfer-encoding", b"tracestate"})
+_BODILESS = frozenset({204, 304})
 _NONE: tuple[bytes, ...] = ()
 _NOT_NOMINATED = frozenset({b"host", b"content-length", b"transfer-encoding", b"cache-control", b"authorization"})
 
@@ -156,7 +159,7 @@ def read_request_fields(block: bytes) -> RequestFields:
     tokens = _tokens(found.get(b"connection", _NONE))
     forward = block if found.keys() <= _PASSED_ON else _REQUEST_STRIPPED.sub(b"", block)
     traceparent = _single(found.get(b"traceparent", _NONE), _TRACEPARENT)
-    if not traceparent:
+    if not traceparent and b"tracestate" in found:
         forward = _TRACESTATE_STRIPPED.sub(b"", forward)  # it means nothing without its parent
     return RequestFields(
         block=block,
@@ -186,8 +189,13 @@ def read_response_head(data: bytes, *, to_head_request: bool) -> ResponseHead | 
     if _BLOCK.fullmatch(block) is None or block.count(b"\n") > FIELDS_MAX:
         raise _bad_response("its header fields are not valid, or too many")
     status, is_old = int(line[2]), line[1] == b"0"
+    pairs = _RESPONSE_FOUND.findall(block)
+    if len(pairs) == 1 and not is_old and not to_head_request and status >= 200 and status not in _BODILESS:
+        name, value = pairs[0]  # the common case, of the same meaning as what follows
+        if name.lower() == b"content-length" and _LENGTH.fullmatch(value):
+            return ResponseHead(status, data[:start], block, int(value), True, True, end + 4)
     found: dict[bytes, list[bytes]] = {}
-    for name, value in _RESPONSE_FOUND.findall(block):
+    for name, value in pairs:
         found.setdefault(name.lower(), []).append(value.rstrip(b" "))
     tokens = _tokens(found.get(b"connection", _NONE))
     forward = block if found.keys() <= _PASSED_ON else _RESPONSE_STRIPPED.sub(b"", block)

@@ -87,8 +87,9 @@ class UpstreamConnection(asyncio.Protocol):
 class EndpointPool:
     """The connections of one endpoint. `monotonic_s` is the clock's reading."""
 
-    __slots__ = ("_connecting", "_idle", "_monotonic_s", "_open", "_tasks", "_waiters", "authority", "avoided_until_s",
-                 "connect_failures", "connect_timeout_s", "connections_max", "host", "port", "retired")  # fmt: skip
+    __slots__ = ("_connecting", "_idle", "_monotonic_s", "_open", "_tasks", "_waiters", "authority",
+                 "avoided_until_s", "connect_failures", "connect_timeout_s", "connections_max", "host", "port",
+                 "retired", "waiters_max")  # fmt: skip
 
     def __init__(
         self, host: str, port: int, authority: str, tasks: TaskOwner, monotonic_s: Callable[[], float]
@@ -101,6 +102,7 @@ class EndpointPool:
         self.connect_failures = 0
         self.connect_timeout_s = CONNECT_TIMEOUT_S
         self.connections_max = CONNECTIONS_MAX
+        self.waiters_max = WAITERS_MAX
         self._tasks = tasks
         self._monotonic_s = monotonic_s
         self._idle: deque[UpstreamConnection] = deque()
@@ -140,7 +142,7 @@ class EndpointPool:
             if not connection.transport.is_closing():
                 connection.exchange = exchange
                 return connection
-        if len(self._waiters) >= WAITERS_MAX:
+        if len(self._waiters) >= self.waiters_max:
             raise PoolExhausted
         if self._idle and len(self._open) >= self.connections_max:
             self.discard(self._idle.popleft())  # makes room for a fresh one

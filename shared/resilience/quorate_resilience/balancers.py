@@ -16,28 +16,38 @@ class RoundRobin(Generic[CandidateT]):
     The turn is a place in the order, tied to the candidate that was picked last: when candidates come and go, the
     turn continues after that one, so that a set that changes at every request still gives each its share. When the
     last one itself is gone, its place is kept. Tuples that are identical objects cost no search.
+
+    A pick with `tried`, which takes the place of one that failed, has a turn of its own: it takes no candidate's
+    regular turn, so that a dead one is met once a round and what it fails is shared by all the others.
     """
 
-    __slots__ = ("_candidates", "_last_index")
+    __slots__ = ("_candidates", "_last_index", "_last_spare_index")
 
     def __init__(self, first_index: int = 0) -> None:
         """`first_index`: whose turn is first, modulo their number. Give each process another one, so that a fleet
         that starts together does not send its first requests to one endpoint."""
         self._candidates: Sequence[CandidateT] = ()
-        self._last_index = first_index - 1
+        self._last_index = self._last_spare_index = first_index - 1
 
     def pick(self, candidates: Sequence[CandidateT], tried: Collection[CandidateT] = ()) -> CandidateT | None:
         """The next candidate that is not in `tried`; None when there is no such candidate. O(1) in the common case,
         O(number of candidates) after a change or with `tried`."""
         if candidates is not self._candidates:
             self._follow(candidates)
+        if tried:
+            return self._pick_spare(candidates, tried)
+        if not candidates:
+            return None
+        self._last_index = (self._last_index + 1) % len(candidates)
+        return candidates[self._last_index]
+
+    def _pick_spare(self, candidates: Sequence[CandidateT], tried: Collection[CandidateT]) -> CandidateT | None:
         count = len(candidates)
         for step in range(1, count + 1):
-            index = (self._last_index + step) % count
-            candidate = candidates[index]
-            if not tried or candidate not in tried:
-                self._last_index = index
-                return candidate
+            index = (self._last_spare_index + step) % count
+            if candidates[index] not in tried:
+                self._last_spare_index = index
+                return candidates[index]
         return None
 
     def _follow(self, candidates: Sequence[CandidateT]) -> None:

@@ -138,7 +138,10 @@ def test_a_narrower_route_before_a_wider_one_is_fine(first: str, second: str) ->
     [
         ("routes: [\n", 2, "not valid YAML"),
         ("routes:\n\t- a\n", 2, "not valid YAML"),
-        ("", 1, "must be a mapping"),
+        ("", 1, "the document is empty"),
+        ("# nothing\n", 1, "the document is empty"),
+        ("? [a]\n: b\nroutes: []\n", 0, "not valid YAML"),
+        ("routes: *unknown\n", 1, "not valid YAML"),
         ("- a\n", 1, "must be a mapping"),
         ("routes:\n", 1, "valid list"),
         ("routes: []\n---\nroutes: []\n", 2, "not valid YAML"),

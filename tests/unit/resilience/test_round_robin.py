@@ -32,7 +32,14 @@ def test_tried_candidates_are_left_out_until_none_is_left() -> None:
     assert balancer.pick(candidates, tried=("a",)) == "b"
     assert balancer.pick(candidates, tried=("a", "b")) == "c"
     assert balancer.pick(candidates, tried=candidates) is None
+
+
+def test_a_pick_in_place_of_a_failed_one_takes_nobodys_turn() -> None:
+    balancer: RoundRobin[str] = RoundRobin()
+    candidates = ("a", "b", "c")
     assert balancer.pick(candidates) == "a"
+    assert [balancer.pick(candidates, tried=("a",)) for _ in range(4)] == ["b", "c", "b", "c"]
+    assert picks(balancer, candidates, 3) == ["b", "c", "a"]
 
 
 def test_the_share_of_a_dead_candidate_is_not_lost() -> None:

@@ -1,0 +1,322 @@
+"""The gateway behind a real registry and config center: what is published reaches requests, and what is lost does not
+take the last good with it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from quorate_config_center.app import ConfigCenterApp
+from quorate_config_center.history import DocumentHistory
+from quorate_config_center.model import Change, DocumentName, Precondition
+from quorate_core.asgi import Protection, Surface
+from quorate_core.metrics import render_metrics
+from quorate_gateway.admin import create_admin
+from quorate_gateway.control import Control
+from quorate_gateway.metrics import GatewayCollector
+from quorate_gateway.proxy.plane import DataPlane
+from quorate_gateway.snapshot import Snapshot
+from quorate_registry import RegistryApp
+from quorate_sdk import ControlPlane
+from quorate_sdk.wire import ConfigFormat
+from quorate_store.port import Store
+from support.gateway_client import Gateway, running_gateway
+from support.gateway_upstream import Upstream, unused_port
+from support.registry_server import WAIT_S_MAX, NodeServer
+from support.store_local import local_store
+
+ROUTES = "routes:\n  - name: orders\n    match: {path_prefix: /orders}\n    service: order\n"
+INVALID = "routes:\n  - name: orders\n    servise: order\n"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with local_store(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+async def node(store: Store) -> AsyncIterator[NodeServer]:
+    async with NodeServer(store, (RegistryApp, ConfigCenterApp)) as node:
+        yield node
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as upstream:
+        yield upstream
+
+
+class Steered:
+    """A data plane steered by a control, and a way to wait for its next snapshot."""
+
+    def __init__(self, gateway: Gateway, control_plane: ControlPlane, data_dir: Path) -> None:
+        self.gateway = gateway
+        self._swapped = asyncio.Event()
+        self.control = Control(control_plane, "default", data_dir, self._swap)
+
+    def _swap(self, snapshot: Snapshot) -> None:
+        self.gateway.plane.swap(snapshot)
+        self._swapped.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Until `condition` holds; looked at whenever a snapshot is swapped in."""
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not condition():
+                self._swapped.clear()
+                await self._swapped.wait()
+
+    async def until_routed(self, *instances: str) -> None:
+        await self.until(lambda: self.routed == list(instances) and bool(self.gateway.plane.snapshot.routes))
+
+    @property
+    def routed(self) -> list[str]:
+        return [one.instance_id for one in self.gateway.plane.snapshot.endpoints.get("order", ())]
+
+    async def admin(self, path: str) -> httpx.Response:
+        surface = Surface("gateway", Protection(frozenset({"admin"})), self.control.unready_reason)
+        transport = httpx.ASGITransport(create_admin(surface, self.gateway.plane, self.control))
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+            return await client.get(path)
+
+
+@asynccontextmanager
+async def steered(url: str, data_dir: Path) -> AsyncIterator[Steered]:
+    async with running_gateway() as gateway, ControlPlane([url]) as control_plane:
+        gateway.plane.swap(DataPlane(gateway.plane._tasks).snapshot)  # as it is before anything is known
+        steered = Steered(gateway, control_plane, data_dir)
+        await steered.control.start()
+        try:
+            yield steered
+        finally:
+            await steered.control.stop()
+
+
+async def publish(node: NodeServer, content: str) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.put(f"{node.url}/v1/config/default/gateway/routes.yaml", content=content)
+
+
+async def register(node: NodeServer, instance_id: str, port: int, status: str = "UP") -> None:
+    async with httpx.AsyncClient() as client:
+        url = f"{node.url}/v1/registry/default/services/order/instances/{instance_id}"
+        spec = {"host": "127.0.0.1", "port": port, "ttl_s": 600, "status": status}
+        (await client.put(url, json=spec)).raise_for_status()
+
+
+async def deregister(node: NodeServer, instance_id: str) -> None:
+    async with httpx.AsyncClient() as client:
+        url = f"{node.url}/v1/registry/default/services/order/instances/{instance_id}"
+        (await client.delete(url)).raise_for_status()
+
+
+async def publish_unchecked(store: Store, content: str) -> None:
+    """As a config center without the gateway's validator would."""
+    name = DocumentName("default", "gateway", "routes.yaml")
+    change = Change("someone", "", "2026-01-01T00:00:00Z")
+    await DocumentHistory(store).publish(name, content, ConfigFormat.YAML, change, Precondition())
+
+
+async def test_what_is_published_and_registered_takes_requests_and_leaves_again(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        client = await gateway.gateway.client()
+        assert json.loads((await client.get()).body)["rule"] == "no-snapshot"
+        assert (await publish(node, ROUTES)).status_code == 201
+        await gateway.until(lambda: len(gateway.gateway.plane.snapshot.routes) == 1)
+        assert json.loads((await client.get()).body)["rule"] == "no-endpoint"
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        assert (await client.get()).body == b"hello"
+        await register(node, "order-1", upstream.port, "DRAINING")
+        await gateway.until_routed()
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        await deregister(node, "order-1")
+        await gateway.until_routed()
+        assert (await client.get()).status == 503
+
+
+async def test_routes_that_are_invalid_are_refused_at_publish_with_their_line(node: NodeServer, tmp_path: Path) -> None:
+    refused = await publish(node, INVALID)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["line"] == 3
+    assert "servise" in refused.json()["detail"] + json.dumps(refused.json()["errors"])
+
+
+async def test_routes_that_are_invalid_all_the_same_are_told_of_and_not_applied(
+    node: NodeServer, store: Store, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        await publish_unchecked(store, INVALID)
+        await gateway.gateway.until(lambda: gateway.control.rejected is not None)
+        assert (await (await gateway.gateway.client()).get()).status == 200
+        shown = (await gateway.admin("/v1/gateway/snapshot")).json()
+        assert (shown["routes_version"], shown["rejected"]["version"]) == (1, 2)
+        assert "servise" in shown["rejected"]["reason"]
+        await publish_unchecked(store, ROUTES.replace("name: orders", "name: again"))
+        await gateway.until(lambda: [route.name for route in gateway.gateway.plane.snapshot.routes] == ["again"])
+        assert gateway.control.rejected is None
+
+    # Restarted while the newest is invalid: the last good routes are still served.
+    await publish_unchecked(store, INVALID)
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await gateway.until_routed("order-1")
+        assert [route.name for route in gateway.gateway.plane.snapshot.routes] == ["again"]
+
+
+async def test_a_control_plane_that_is_away_changes_nothing_and_the_gateway_catches_up(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway, Upstream() as second:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        await gateway.gateway.until(lambda: gateway.control.connected)
+        assert gateway.control.stale_s == 0
+        await node.stop()
+        await gateway.gateway.until(lambda: not gateway.control.connected)
+        client = await gateway.gateway.client()
+        assert [(await client.get()).status for _ in range(3)] == [200] * 3
+        assert gateway.control.stale_s > 0
+        await node.start()
+        await register(node, "order-2", second.port)
+        await gateway.until_routed("order-1", "order-2")
+
+
+async def test_a_restart_without_a_control_plane_serves_from_disk_and_says_how_old_it_is(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+    async with steered(f"http://127.0.0.1:{unused_port()}", tmp_path / "gateway") as gateway:
+        await gateway.until_routed("order-1")
+        assert (await (await gateway.gateway.client()).get()).body == b"hello"
+        assert (await gateway.admin("/readyz")).status_code == 200
+        shown = (await gateway.admin("/v1/gateway/snapshot")).json()
+        assert (shown["connected"], shown["routes_version"], shown["endpoints"]) == (False, 1, 1)
+        assert gateway.control.stale_s > 0
+
+
+async def test_the_good_routes_alone_are_enough_for_a_restart_without_a_control_plane(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+    (tmp_path / "gateway" / "documents.json").unlink()
+    async with steered(f"http://127.0.0.1:{unused_port()}", tmp_path / "gateway") as gateway:
+        await gateway.until_routed("order-1")
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await gateway.until_routed("order-1")
+        await publish(node, ROUTES.replace("name: orders", "name: newer"))
+        await gateway.until(lambda: [route.name for route in gateway.gateway.plane.snapshot.routes] == ["newer"])
+
+
+async def test_deleting_the_document_leaves_no_routes(node: NodeServer, upstream: Upstream, tmp_path: Path) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        async with httpx.AsyncClient() as client:
+            (await client.delete(f"{node.url}/v1/config/default/gateway/routes.yaml")).raise_for_status()
+        await gateway.until(lambda: not gateway.gateway.plane.snapshot.routes)
+        assert (await (await gateway.gateway.client()).get()).status == 404
+
+
+async def test_a_first_start_without_a_control_plane_is_not_ready_and_says_so(tmp_path: Path) -> None:
+    async with steered(f"http://127.0.0.1:{unused_port()}", tmp_path / "gateway") as gateway:
+        ready = await gateway.admin("/readyz")
+        assert ready.status_code == 503
+        assert "no routes" in ready.text
+        assert (await gateway.admin("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b'{"version": "x"}', b'{"version":1,"revision":1,"content":"routes: x"}']
+)
+async def test_a_damaged_copy_on_disk_does_no_harm(node: NodeServer, tmp_path: Path, damage: bytes) -> None:
+    data_dir = tmp_path / "gateway"
+    data_dir.mkdir()
+    for name in ("good-routes.json", "documents.json", "registry.json"):
+        (data_dir / name).write_bytes(damage)
+    await publish(node, ROUTES)
+    async with steered(node.url, data_dir) as gateway:
+        await gateway.until(lambda: [route.name for route in gateway.gateway.plane.snapshot.routes] == ["orders"])
+
+
+async def test_the_admin_api_shows_routes_endpoints_and_connections_and_explains(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES + "    rewrite: {path_prefix: /v2}\n    retry: {attempts: 1}\n")
+        await register(node, "order-1", upstream.port)
+        await register(node, "order-2", upstream.port + 1, "OUT_OF_SERVICE")
+        await gateway.until_routed("order-1")
+        await gateway.gateway.until(lambda: len(gateway.control.discovery.instances("order")) == 2)
+        await (await gateway.gateway.client()).get()
+
+        [route] = (await gateway.admin("/v1/gateway/routes")).json()
+        assert (route["name"], route["service"], route["endpoints"]) == ("orders", "order", 1)
+        assert route["route"]["retry"] == {"attempts": 1}
+        one, two = (await gateway.admin("/v1/gateway/endpoints")).json()
+        assert (one["instance"], one["routed"], one["pool"]["idle"]) == ("order-1", True, 1)
+        assert (two["instance"], two["routed"], two["reason"]) == ("order-2", False, "status OUT_OF_SERVICE")
+        connections = (await gateway.admin("/v1/gateway/connections")).json()
+        assert connections == {"total": 1, "clients": [{"address": "127.0.0.1", "state": "idle"}], "leaving": []}
+        assert (await gateway.admin("/v1/gateway/routes/schema")).json()["title"] == "Routes of the gateway"
+
+        explained = (await gateway.admin("/v1/gateway/explain?path=/orders/7%3Fa&host=shop.example")).json()
+        assert explained == {
+            "route": "orders", "service": "order", "upstream_target": "/v2/7?a", "rule": None,
+            "endpoints": [f"order-1 (127.0.0.1:{upstream.port})"],
+            "considered": [{"route": "orders", "refused_by": None}],
+        }  # fmt: skip
+        assert (await gateway.admin("/v1/gateway/explain?path=/nowhere")).json()["rule"] == "no-route"
+        assert (await gateway.admin("/v1/gateway/explain?path=/a/../b")).json()["rule"] == "ambiguous-path"
+        smuggled = "/v1/gateway/explain?path=/orders&header=X-A:%201%0d%0a%0d%0aGET%20/admin"
+        assert (await gateway.admin(smuggled)).status_code == 400
+        assert (await gateway.admin("/v1/gateway/explain")).status_code == 400
+
+
+async def test_metrics_tell_of_requests_refusals_pools_and_the_snapshot(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        client = await gateway.gateway.client()
+        for path in ("/orders", "/orders", "/nowhere"):
+            await client.get(path)
+        registry = CollectorRegistry()
+        registry.register(GatewayCollector(gateway.gateway.plane, gateway.control))
+        lines = render_metrics(registry).decode().splitlines()
+        for line in (
+            'quorate_gateway_requests_total{route="orders",status="2xx"} 2.0',
+            'quorate_gateway_request_seconds_bucket{le="+Inf",route="orders"} 2.0',
+            'quorate_gateway_request_seconds_count{route="orders"} 2.0',
+            'quorate_gateway_retries_total{route="orders"} 0.0',
+            'quorate_gateway_requests_active{route="orders"} 0.0',
+            'quorate_gateway_refusals_total{rule="no-route"} 1.0',
+            f'quorate_gateway_upstream_connections{{endpoint="127.0.0.1:{upstream.port}",state="idle"}} 1.0',
+            "quorate_gateway_connections 1.0",
+            "quorate_gateway_routes_version 1.0",
+            "quorate_gateway_snapshot_age_seconds 0.0",
+            "quorate_gateway_control_plane_connected 1.0",
+            "quorate_gateway_routes_rejected 0.0",
+        ):
+            assert line in lines
+        revision = next(line for line in lines if line.startswith("quorate_gateway_snapshot_revision "))
+        assert float(revision.split()[1]) == gateway.control.revisions.newest > 0
