@@ -8,6 +8,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from quorate_core.errors import SettingsError
+from quorate_core.http_protocol import BoundedHttpProtocol
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
 
@@ -46,9 +47,16 @@ def bound_address(listener: socket.socket) -> HostPort:
 class HttpServer:
     """One application on one listener. `stop` ends streams first, then requests, then connections."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, tasks: TaskOwner) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        stopping: asyncio.Event,
+        tasks: TaskOwner,
+        protocol: type[BoundedHttpProtocol] = BoundedHttpProtocol,
+    ) -> None:
         config = uvicorn.Config(
-            app, loop="none", http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
+            app, loop="none", http=protocol, ws="none", lifespan="on", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=75,
         )  # fmt: skip
         self._server = _Server(config)

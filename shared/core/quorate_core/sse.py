@@ -11,9 +11,14 @@ from collections.abc import AsyncIterator
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from quorate_core.http_protocol import ABORT_EXTENSION
+
 KEEPALIVE_INTERVAL_S = 5.0
 SEND_STALL_S = 10.0
+LAST_SEND_S = 1.0
+"""For the end of the stream to be taken, once everything before it was."""
 KEEPALIVE = b": keep-alive\n\n"
+_END = {"type": "http.response.body", "body": b"", "more_body": False}
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -32,47 +37,63 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], stopping: asyncio.Event) -> None:
+    def __init__(self, events: AsyncIterator[bytes], stopping: asyncio.Event, *, stall_s: float = SEND_STALL_S) -> None:
         super().__init__()
+        self._stall_s = stall_s
         self._events = events
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with asyncio.TaskGroup() as group:
+            sending = group.create_task(self._send_events(send))
             ends = [
-                group.create_task(self._send_events(send)),
+                sending,
                 group.create_task(_until_disconnected(receive)),
                 group.create_task(self._until_stopping()),
             ]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in ends:
                 task.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        is_stalled = not sending.cancelled() and sending.result()
+        try:
+            async with asyncio.timeout(0 if is_stalled else LAST_SEND_S):
+                await send(_END)
+        except TimeoutError:
+            # The client does not read, so an orderly end would wait for it with all that is buffered.
+            _abort(scope)
+            await send(_END)  # to nobody: it only tells the server that the answer is complete
 
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_chunk(self, send: Send, chunk: bytes) -> None:
+        async with asyncio.timeout(self._stall_s):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _send_events(self, send: Send) -> bool:
+        """Send until the events end; says whether it gave up on a client that does not take them."""
         iterator = aiter(self._events)
         upcoming: asyncio.Future[bytes] | None = None
         try:
-            await _send_chunk(send, KEEPALIVE)
+            await self._send_chunk(send, KEEPALIVE)
             while True:
                 if upcoming is None:
                     upcoming = asyncio.ensure_future(anext(iterator))  # noqa: TID251 - owned by this frame
                 done, _ = await asyncio.wait({upcoming}, timeout=KEEPALIVE_INTERVAL_S)
                 if not done:
-                    await _send_chunk(send, KEEPALIVE)
+                    await self._send_chunk(send, KEEPALIVE)
                     continue
                 try:
                     chunk = upcoming.result()
                 except StopAsyncIteration:
-                    return
+                    return False
                 upcoming = None
-                await _send_chunk(send, chunk)
-        except (TimeoutError, OSError):
-            return  # the client is gone or does not read: it resumes from its last revision
+                await self._send_chunk(send, chunk)
+        except TimeoutError:
+            return True  # it resumes from its last revision
+        except OSError:
+            return False
         finally:
             if upcoming is not None:
                 upcoming.cancel()
@@ -82,9 +103,10 @@ class EventStream(Response):
                 await close()
 
 
-async def _send_chunk(send: Send, chunk: bytes) -> None:
-    async with asyncio.timeout(SEND_STALL_S):
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+def _abort(scope: Scope) -> None:
+    extension = scope.get("extensions", {}).get(ABORT_EXTENSION)
+    if extension is not None:
+        extension["abort"]()
 
 
 async def _until_disconnected(receive: Receive) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
+from quorate_core.errors import InvariantViolation, QuorateError
+
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -69,6 +71,9 @@ class TaskOwner:
         error = task.exception()
         if error is None:
             return
-        log.error("task_failed", task=task.get_name(), error=repr(error), exc_info=error)
+        # An error of our own family says its cause in a sentence; only anything else is a defect that wants a trace.
+        is_told = isinstance(error, QuorateError) and not isinstance(error, InvariantViolation)
+        trace = None if is_told else error
+        log.error("task_failed", task=task.get_name(), error=str(error) or repr(error), exc_info=trace)
         if self._on_failure is not None:
             self._on_failure(error)

@@ -1,15 +1,18 @@
 """Serving: a port in use is named, and stopping finishes what runs and ends what streams."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.errors import SettingsError
+from quorate_core.http_protocol import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, BoundedHttpProtocol
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.settings import HostPort
-from quorate_core.sse import EventStream
+from quorate_core.sse import EventStream, encode_event
 from quorate_core.tasks import TaskOwner
 from starlette.types import Receive, Scope, Send
 
@@ -65,3 +68,102 @@ async def test_stopping_ends_streams_and_finishes_running_requests() -> None:
             assert (await running).json() == "done"
             await stopped
     listener.close()
+
+
+class Impatient(BoundedHttpProtocol):
+    """The same bounds, with a head timeout that a test can wait for."""
+
+    head_timeout_s = 0.05
+
+
+@asynccontextmanager
+async def served(app: object, protocol: type[BoundedHttpProtocol] = BoundedHttpProtocol) -> AsyncIterator[HostPort]:
+    listener = open_listener(ANY_PORT, "test")
+    try:
+        async with asyncio.timeout(20), TaskOwner("test") as tasks:
+            server = HttpServer(app, listener, asyncio.Event(), tasks, protocol)  # type: ignore[arg-type]
+            await server.start()
+            try:
+                yield bound_address(listener)
+            finally:
+                await server.stop()
+    finally:
+        listener.close()
+
+
+async def answer_to(address: HostPort, *parts: bytes) -> bytes:
+    """All that the server says until it closes the connection."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        return await reader.read()
+    except ConnectionError:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+OPENING = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ((OPENING, b"x-a: ", *[b"a" * 8192] * (HEAD_BYTES_MAX // 8192 + 1)), b"431"),
+        ((OPENING + b"x-a: " + b"a" * HEAD_BYTES_MAX + b"\r\n\r\n",), b"431"),
+        ((OPENING + b"x-a: 1\r\n" * HEAD_FIELDS_MAX + b"\r\n",), b"431"),
+        ((b"this is no HTTP\r\n\r\n",), b"400"),
+        ((OPENING,), b"408"),
+        ((), b"408"),
+    ],
+    ids=["endless field", "large head at once", "too many fields", "no HTTP", "half a head", "nothing"],
+)
+async def test_a_head_is_bounded_in_bytes_fields_and_time(parts: tuple[bytes, ...], status: bytes) -> None:
+    api = create_app(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    async with served(api, Impatient if status == b"408" else BoundedHttpProtocol) as address:
+        answer = await answer_to(address, *parts)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"application/problem+json" in answer
+
+
+async def test_requests_one_after_the_other_each_have_a_head_of_their_own() -> None:
+    api = create_app(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    field = b"x-a: " + b"a" * (HEAD_BYTES_MAX // 2) + b"\r\n"
+    last = OPENING + field + b"connection: close\r\n\r\n"
+    async with served(api) as address:
+        answer = await answer_to(address, OPENING + field + b"\r\n", OPENING + field + b"\r\n", last)
+    assert answer.count(b"HTTP/1.1 200") == 3
+
+
+async def test_a_client_that_does_not_read_its_stream_is_cut_off() -> None:
+    ended = asyncio.Event()
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield encode_event("delta", b"x" * 1_000_000, 1)
+        finally:
+            ended.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await EventStream(events(), asyncio.Event(), stall_s=0.05)(scope, receive, send)
+
+    gone = asyncio.Event()
+
+    class Watched(BoundedHttpProtocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            gone.set()
+
+    async with served(app, Watched) as address:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (address.host, address.port))
+            await loop.sock_sendall(client, OPENING + b"\r\n")
+            await ended.wait()
+            await gone.wait()  # the client has read nothing, and has not gone away either
