@@ -40,6 +40,8 @@ def build(protection: Protection | None = None, **options: object) -> FastAPI:
     async def raw(body: bytes) -> bytes:
         if body == b"bad":
             raise NotProposed("no leader now")
+        if body == b"boom":
+            raise ZeroDivisionError("secret detail")
         return body[::-1]
 
     add_raw_endpoint(api, "/raw", raw, "Reverse", {"responses": {"200": {"description": "reversed"}}})
@@ -99,6 +101,17 @@ async def test_a_raw_endpoint_answers_raises_and_is_described() -> None:
     assert good.content == b"cba"
     assert (bad.status_code, bad.json()["retry"]) == (503, "safe")
     assert described["summary"] == "Reverse"
+
+
+async def test_a_raw_endpoint_hides_defects_and_names_its_requests() -> None:
+    async with client_of(build()) as client:
+        boom = await client.post("/raw", content=b"boom", headers={"x-request-id": "abc-2"})
+        good = await client.post("/raw", content=b"abc")
+        other = await client.post("/raw", content=b"abc")
+    assert (boom.status_code, boom.headers["x-request-id"]) == (500, "abc-2")
+    assert "secret detail" not in boom.text
+    assert "abc-2" in boom.json()["detail"]
+    assert good.headers["x-request-id"] != other.headers["x-request-id"]
 
 
 async def test_a_body_over_the_limit_is_refused_with_and_without_a_length() -> None:
