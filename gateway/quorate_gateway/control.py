@@ -117,7 +117,8 @@ class Control:
             self._routes_changed.clear()
             if await self._take_routes() or not self._is_known:
                 self._is_known = True
-                self._serve(build_snapshot(self._document, self._discovery.instances, self.revisions))
+                instances = self._discovery.instances
+                self._serve(build_snapshot(self._document, instances, self.revisions, self.snapshot))
             await self._routes_changed.wait()
 
     async def _until_documents_known(self) -> None:
@@ -138,9 +139,9 @@ class Control:
             return False  # there are the good ones from disk, and no word on the published ones yet
         published = self._config.documents.get(ROUTES_NAME)
         if published is None:
-            good = GoodRoutes(0, 0, NO_ROUTES)
-        else:
-            good = GoodRoutes(published.version, published.revision, published.content)
+            self._keep_without_document()
+            return False
+        good = GoodRoutes(published.version, published.revision, published.content)
         document = self._document
         if good.content != self._good.content:
             try:
@@ -156,6 +157,13 @@ class Control:
         self._document, self._good = document, good
         self._good_file.mark_changed()
         return changed
+
+    def _keep_without_document(self) -> None:
+        """A document that is deleted, or that a store set up anew has never had, ends no traffic by itself."""
+        if self._good.version and self.rejected is None:
+            reason = "the document is gone; what was served still is. To serve nothing, publish 'routes: []'"
+            self.rejected = RejectedRoutes(0, 0, reason)
+            log.warning("routes_gone", still_served=self._good.version)
 
     def _reject(self, published: GoodRoutes, error: InvalidContent) -> None:
         self.rejected = RejectedRoutes(published.version, published.revision, error.detail)

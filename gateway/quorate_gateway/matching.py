@@ -8,6 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from quorate_resilience import CircuitBreaker
+
+from quorate_gateway.policies.admission import Admit, compile_admission
+from quorate_gateway.policies.circuit import compile_breaker
+from quorate_gateway.policies.limit import RouteLimit, compile_limit
 from quorate_gateway.policies.retry import MayRetry, compile_retry
 from quorate_gateway.policies.rewrite import Rewrite, compile_rewrite
 from quorate_gateway.routes import Route
@@ -41,6 +46,10 @@ class CompiledRoute:
     idle_timeout_s: float
     total_timeout_s: float | None
     request_bytes_max: int
+    limit: RouteLimit | None
+    breaker: CircuitBreaker | None
+    admit: Admit | None
+    """`limit` and `breaker` in their order; None when there is neither."""
     source: Route
 
     def refusal(self, method: bytes, host: bytes, block: bytes) -> str | None:
@@ -57,8 +66,11 @@ class CompiledRoute:
         return None
 
 
-def compile_route(route: Route) -> CompiledRoute:
+def compile_route(route: Route, former: CompiledRoute | None = None) -> CompiledRoute:
+    """`former` is the route of the same name in the snapshot before: the state of its limit and breaker goes on where
+    their own parameters are the same. A breaker is also about the service, and begins anew with another one."""
     match = route.match
+    limit, breaker = _limit(route, former), _breaker(route, former)
     return CompiledRoute(
         name=route.label,
         service=route.service,
@@ -71,8 +83,27 @@ def compile_route(route: Route) -> CompiledRoute:
         idle_timeout_s=route.idle_timeout_ms / 1_000,
         total_timeout_s=None if route.total_timeout_ms is None else route.total_timeout_ms / 1_000,
         request_bytes_max=route.request_bytes_max,
+        limit=limit,
+        breaker=breaker,
+        admit=compile_admission(limit, breaker),
         source=route,
     )
+
+
+def _limit(route: Route, former: CompiledRoute | None) -> RouteLimit | None:
+    if former is not None and former.source.rate_limit == route.rate_limit:
+        return former.limit
+    return compile_limit(route.label, route.rate_limit)
+
+
+def _breaker(route: Route, former: CompiledRoute | None) -> CircuitBreaker | None:
+    if (
+        former is not None
+        and former.service == route.service
+        and former.source.circuit_breaker == route.circuit_breaker
+    ):
+        return former.breaker
+    return compile_breaker(route.circuit_breaker)
 
 
 @dataclass(frozen=True, slots=True)

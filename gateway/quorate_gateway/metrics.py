@@ -4,12 +4,18 @@ from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from quorate_resilience import BreakerState
 
 from quorate_gateway.control import Control
 from quorate_gateway.proxy.counters import LATENCY_BOUNDS_S, RouteCounters
 from quorate_gateway.proxy.plane import DataPlane
 
 _CLASSES = ("client_gone", "1xx", "2xx", "3xx", "4xx", "5xx")
+_STATES = {
+    BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2,
+    BreakerState.FORCED_CLOSED: 0, BreakerState.FORCED_OPEN: 2,
+}  # fmt: skip
+"""Forced states show as what they do; the transitions tell them apart."""
 
 
 class GatewayCollector(Collector):
@@ -21,6 +27,7 @@ class GatewayCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield from self._routes()
+        yield from self._policies()
         yield from self._connections()
         yield from self._snapshot()
 
@@ -46,6 +53,34 @@ class GatewayCollector(Collector):
         for rule, count in self._plane.counters.refusals.items():
             refusals.add_metric([rule], count)
         return (requests, seconds, retries, active, refusals)
+
+    def _policies(self) -> Iterable[Metric]:
+        checked = CounterMetricFamily(
+            "quorate_gateway_rate_limit", "Requests that met a rate limit, by what it said", labels=["route", "outcome"]
+        )
+        keys = GaugeMetricFamily("quorate_gateway_rate_limit_keys", "Keys that have a bucket now", labels=["route"])
+        state = GaugeMetricFamily(
+            "quorate_gateway_circuit_breaker_state", "0 closed, 1 half-open, 2 open", labels=["route"]
+        )
+        changes = CounterMetricFamily(
+            "quorate_gateway_circuit_breaker_transitions", "Changes of state, by the one entered",
+            labels=["route", "state"],
+        )  # fmt: skip
+        refused = CounterMetricFamily(
+            "quorate_gateway_circuit_breaker_refused", "Requests that it did not let through", labels=["route"]
+        )
+        for route in self._plane.snapshot.routes:
+            limit, breaker = route.limit, route.breaker
+            if limit is not None:
+                checked.add_metric([route.name, "admitted"], limit.admitted)
+                checked.add_metric([route.name, "limited"], limit.limited)
+                keys.add_metric([route.name], len(limit.bucket))
+            if breaker is not None:
+                state.add_metric([route.name], _STATES[breaker.state])
+                refused.add_metric([route.name], breaker.refused)
+                for entered, count in breaker.entered.items():
+                    changes.add_metric([route.name, entered.value], count)
+        return (checked, keys, state, changes, refused)
 
     def _connections(self) -> Iterable[Metric]:
         counters = self._plane.counters

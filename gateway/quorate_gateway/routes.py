@@ -14,6 +14,17 @@
         total_timeout_ms: 120000          # for everything; no such limit when left out
         retry: {attempts: 2}              # further tries, where safe
         request_bytes_max: 10485760
+        rate_limit:                       # none, when left out
+          requests_per_second: 100
+          burst: 200                      # at once after a pause; a second's worth, when left out
+          key: client                     # or route (when left out), or header:X-Api-Key
+        circuit_breaker:                  # these, when left out; `circuit_breaker: off` for none
+          window_ms: 5000
+          calls_min: 10
+          slow_call_ms: 1000
+          failure_percent: 50             # failed or slow
+          open_ms: 5000
+          probes: 5
 
 Order of matching: an exact `path` before a prefix, a longer prefix before a shorter one, then the document's order; the
 first route of that order whose methods, host and headers agree takes the request. A prefix ends at a `/`: `/orders`
@@ -27,10 +38,11 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError, model_validator
 from quorate_core.documents import DocumentError
 from quorate_core.errors import InvalidContent
 
+from quorate_gateway.policy_documents import CircuitBreakerOrOff, RouteCircuitBreaker, RouteRateLimit, Strict
 from quorate_gateway.yaml_lines import LinedDocument, YamlProblem, read_yaml
 
 ROUTES_KEY = "routes.yaml"
@@ -71,18 +83,14 @@ ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class RouteMatch(_Strict):
+class RouteMatch(Strict):
     """What a request must look like. Exactly one of `path` and `path_prefix`."""
 
     path: Path | None = None
     path_prefix: PathPrefix | None = None
     methods: Annotated[list[Method], Field(min_length=1, max_length=20)] | None = None
     host: HostMatch | None = None
-    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=8)] = {}
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=8, default_factory=dict)]
 
     @model_validator(mode="after")
     def _one_path(self) -> Self:
@@ -104,20 +112,20 @@ class RouteMatch(_Strict):
         return methods and host and self.headers.items() <= other.headers.items()
 
 
-class RouteRewrite(_Strict):
+class RouteRewrite(Strict):
     """`path_prefix` takes the place of the path or prefix that matched."""
 
     path_prefix: PathPrefix
 
 
-class RouteRetry(_Strict):
+class RouteRetry(Strict):
     """Further tries after the first: on another endpoint when a connection is refused, and for idempotent methods
     also when a connection ends before any byte of an answer."""
 
     attempts: Annotated[int, Field(ge=0, le=RETRY_ATTEMPTS_MAX)] = 2
 
 
-class Route(_Strict):
+class Route(Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9/_.~*-]{1,128}$")] | None = None
     match: RouteMatch
     service: ServiceName
@@ -127,6 +135,8 @@ class Route(_Strict):
     total_timeout_ms: TimeoutMs | None = None
     retry: RouteRetry = RouteRetry()
     request_bytes_max: Annotated[int, Field(ge=0, le=REQUEST_BYTES_LIMIT)] = REQUEST_BYTES_DEFAULT
+    rate_limit: RouteRateLimit | None = None
+    circuit_breaker: CircuitBreakerOrOff = RouteCircuitBreaker()
 
     @property
     def label(self) -> str:
@@ -134,7 +144,7 @@ class Route(_Strict):
         return self.name or self.match.matched
 
 
-class RoutesDocument(_Strict):
+class RoutesDocument(Strict):
     """The document `routes.yaml` of the group `gateway`."""
 
     routes: Annotated[list[Route], Field(max_length=ROUTES_MAX)]
@@ -214,6 +224,8 @@ def _readable(item: Any, lined: LinedDocument) -> DocumentError:
         message = f"unknown field {place[-1]!r}{_did_you_mean(place)}"
     elif item["type"] == "missing":
         message = f"{place[-1]!r} is missing"
+    elif item["type"] == "model_type":
+        message = f"{place[-1]!r} must be a mapping" if isinstance(place[-1], str) else "a route must be a mapping"
     return _at(lined, place, message)
 
 
@@ -221,7 +233,13 @@ def _at(lined: LinedDocument, place: tuple[str | int, ...], message: str) -> Doc
     return DocumentError(message, lined.line_of(place), ".".join(str(part) for part in place))
 
 
-_MODELS: dict[str, type[BaseModel]] = {"match": RouteMatch, "rewrite": RouteRewrite, "retry": RouteRetry}
+_MODELS: dict[str, type[BaseModel]] = {
+    "match": RouteMatch,
+    "rewrite": RouteRewrite,
+    "retry": RouteRetry,
+    "rate_limit": RouteRateLimit,
+    "circuit_breaker": RouteCircuitBreaker,
+}
 
 
 def _did_you_mean(place: tuple[str | int, ...]) -> str:

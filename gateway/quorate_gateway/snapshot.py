@@ -41,9 +41,12 @@ InstancesOf = Callable[[str], Iterable[Instance]]
 """The instances of a service, whatever their status."""
 
 
-def build_snapshot(document: RoutesDocument, instances_of: InstancesOf, revisions: Revisions) -> Snapshot:
-    """Compile from nothing."""
-    routes = tuple(compile_route(route) for route in document.routes)
+def build_snapshot(
+    document: RoutesDocument, instances_of: InstancesOf, revisions: Revisions, former: Snapshot | None = None
+) -> Snapshot:
+    """Compile all routes. The state of limits and breakers is taken over from `former`; see `compile_route`."""
+    known = {} if former is None else {route.name: route for route in former.routes}
+    routes = tuple(compile_route(route, known.get(route.label)) for route in document.routes)
     services = sorted({route.service for route in routes})
     endpoints = {service: _endpoints(instances_of(service)) for service in services}
     return Snapshot(document, RouteTable(routes), routes, endpoints, _authorities(endpoints), revisions)

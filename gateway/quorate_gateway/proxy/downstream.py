@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, cast
 from quorate_core.errors import Retry
 
 from quorate_gateway.matching import CompiledRoute
+from quorate_gateway.policies.admission import FREE
+from quorate_gateway.policies.limit import client_key
 from quorate_gateway.proxy.bodies import ChunkedBody, LengthBody, request_body
 from quorate_gateway.proxy.exchange import Exchange
 from quorate_gateway.proxy.framing import RequestFields, RequestHead, read_request_head
@@ -50,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_body_held",
         "_buffer",
+        "_client_key",
         "_closing",
         "_exchange",
         "_fields",
@@ -69,6 +72,8 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, plane: "DataPlane") -> None:
         self._plane = plane
         self._address = b""
+        self._client_key = b""
+        """By which rate limits know the client."""
         self._buffer = b""
         self._scanned = 0
         self._fields: RequestFields | None = None
@@ -113,6 +118,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]).encode("ascii", "replace") if peer else b"unknown"
+        self._client_key = client_key(self._address)
         self._since_s = self._plane.monotonic_s()
         refusal = self._plane.admit(self)
         if refusal is not None:
@@ -264,7 +270,15 @@ class ClientConnection(asyncio.Protocol):
         ):
             self._answer_itself(_too_large(route), route, unread=self._body is not None)
             return
-        exchange = self._exchange = Exchange(plane, self, head, route, plane.monotonic_s())
+        now_s, admission = plane.monotonic_s(), FREE
+        if route.admit is not None:
+            admitted = route.admit(fields, self._client_key, now_s)
+            if isinstance(admitted, Refusal):
+                plane.counters.route(route.name).count(admitted.status, 0.0)
+                self._answer_itself(admitted, route, unread=self._body is not None)
+                return
+            admission = admitted
+        exchange = self._exchange = Exchange(plane, self, head, route, now_s, admission)
         exchange.start(first, self._body is None)
 
     def _feed(self, body: LengthBody | ChunkedBody, data: bytes) -> bytes:
@@ -371,7 +385,8 @@ class ClientConnection(asyncio.Protocol):
         if not keeps_alive:
             self._close(unread=unread)
         elif exchange is not None and self._buffer:
-            self._answer_next()
+            # Not at once: this may be called by _answer_next, and a client could make the stack as deep as it likes.
+            asyncio.get_running_loop().call_soon(self._answer_next)
         elif not self._reading:
             self._set_reading()
 

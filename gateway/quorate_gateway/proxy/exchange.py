@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 from quorate_core.errors import Retry
 
 from quorate_gateway.matching import CompiledRoute, Endpoint
+from quorate_gateway.policies.admission import Admission
+from quorate_gateway.policies.circuit import UPSTREAM_FAULT_STATUSES
 from quorate_gateway.policies.retry import Failure
 from quorate_gateway.proxy.bodies import Body, response_body
 from quorate_gateway.proxy.counters import CLIENT_GONE
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 HELD_BYTES_MAX = 65_536
 """Of a request, for sending it again; and while there is no connection to send it on."""
+SERVER_ERRORS = 500
+"""Statuses from here on are failures of the upstream (RFC 9110, section 15.6); those below are its answers."""
 INFORMATIONAL_MAX = 8
 """Responses of the 1xx class before the final one."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -83,6 +87,7 @@ class Exchange:
         "_informational",
         "_owes_continue",
         "_partial",
+        "_permit",
         "_plane",
         "_pool",
         "_progress_s",
@@ -92,6 +97,7 @@ class Exchange:
         "_tries",
         "_upstream",
         "_upstream_full",
+        "answer_fields",
         "client",
         "counters",
         "head",
@@ -101,12 +107,19 @@ class Exchange:
     )  # fmt: skip
 
     def __init__(
-        self, plane: "DataPlane", client: Client, head: RequestHead, route: CompiledRoute, now_s: float
+        self,
+        plane: "DataPlane",
+        client: Client,
+        head: RequestHead,
+        route: CompiledRoute,
+        now_s: float,
+        admission: Admission,
     ) -> None:
         self._plane = plane
         self.client = client
         self.head = head
         self.route = route
+        self._permit, self.answer_fields = admission
         self.counters = plane.counters.route(route.name)
         self.started_s = self._progress_s = self._body_done_s = now_s
         self.request_id = b""
@@ -157,7 +170,10 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client is lost: whatever the upstream would still answer, nobody wants it."""
-        self.counters.count(CLIENT_GONE, self._plane.monotonic_s() - self.started_s)
+        now_s = self._plane.monotonic_s()
+        if self._permit is not None:
+            self._permit.cancelled(now_s)
+        self.counters.count(CLIENT_GONE, now_s - self.started_s)
         self._abandon()
 
     def client_paused(self, paused: bool) -> None:
@@ -172,11 +188,14 @@ class Exchange:
         if self._response is None:
             self._refuse(refusal)
         else:
-            self._cut_short()
+            self._cut_short(by_upstream=False)
 
     def expire(self, now_s: float) -> None:
-        """End it if it has taken too long in any way."""
-        route = self.route
+        """End it if it has taken too long in any way; tell the breaker when it has passed the mark of slow calls."""
+        route, permit = self.route, self._permit
+        if permit is not None and now_s >= permit.slow_at_s:
+            permit.mark_slow(now_s)
+            self._permit = None  # settled: what follows changes nothing
         if route.total_timeout_s is not None and now_s - self.started_s >= route.total_timeout_s:
             self._timed_out("total_timeout_ms", route.total_timeout_s)
         elif self._response is None and (self._body_done or self._upstream is None):
@@ -323,7 +342,11 @@ class Exchange:
         whole = len(data) - head.end == head.length
         keeps_alive = self._keeps_alive(head) and (self._body_done or not whole)
         if whole and keeps_alive and head.is_unchanged and self.head.minor:
-            self.client.write(data)  # the common case: not a byte is copied
+            fields = self.answer_fields
+            if fields:
+                end = head.end - 4
+                data = data[:end] + fields + data[end:]
+            self.client.write(data)  # the common case: without fields not a byte is copied
             self._end(keeps_alive=True)
             return
         self._start_answer(head, data[head.end :], keeps_alive)
@@ -345,6 +368,7 @@ class Exchange:
             forward += b"\r\nconnection: close"
         elif old_client:
             forward += b"\r\nconnection: keep-alive"
+        forward += self.answer_fields
         body = self._response_body = response_body(head.length, keeps_chunks=not old_client)
         try:
             first = body.feed(rest) if rest or body.done else b""
@@ -352,9 +376,11 @@ class Exchange:
             self._response = None  # the head has not left: the refusal can still be told
             raise
         self.client.write(b"%b%b\r\n\r\n%b" % (head.line, forward, first))
-        self._progress_s = self._plane.monotonic_s()
+        self._progress_s = now_s = self._plane.monotonic_s()
         if body.done:
             self._end(keeps_alive=keeps_alive)
+        elif self._permit is not None:
+            self._permit.failure(now_s) if head.status >= SERVER_ERRORS else self._permit.responded(now_s)
 
     def _take_body(self, data: bytes) -> None:
         body = self._response_body
@@ -384,6 +410,8 @@ class Exchange:
         response, body, connection = self._response, self._response_body, self._upstream
         if response is not None:
             self.counters.count(response.status, now_s - self.started_s)
+            if self._permit is not None:
+                self._permit.failure(now_s) if response.status >= SERVER_ERRORS else self._permit.success(now_s)
         self.counters.active -= 1
         self._upstream = None
         if connection is not None and self._pool is not None:
@@ -398,13 +426,19 @@ class Exchange:
 
     def _refuse(self, refusal: Refusal) -> None:
         """No byte of an answer has been passed on: the gateway answers itself."""
-        self.counters.count(refusal.status, self._plane.monotonic_s() - self.started_s)
+        now_s, permit = self._plane.monotonic_s(), self._permit
+        self.counters.count(refusal.status, now_s - self.started_s)
+        if permit is not None:
+            permit.failure(now_s) if refusal.status in UPSTREAM_FAULT_STATUSES else permit.cancelled(now_s)
         self._abandon()
-        self.client.refuse(refusal, self.route)
+        self.client.refuse(refusal.with_answer_fields(self.answer_fields), self.route)
 
-    def _cut_short(self) -> None:
+    def _cut_short(self, *, by_upstream: bool = True) -> None:
+        now_s, permit = self._plane.monotonic_s(), self._permit
+        if permit is not None:
+            permit.failure(now_s) if by_upstream else permit.cancelled(now_s)
         if self._response is not None:
-            self.counters.count(self._response.status, self._plane.monotonic_s() - self.started_s)
+            self.counters.count(self._response.status, now_s - self.started_s)
         self._plane.counters.truncated += 1
         self._abandon()
         self.client.cut_short()

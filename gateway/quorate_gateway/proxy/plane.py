@@ -14,7 +14,7 @@ import structlog
 from quorate_core.clock import Clock, SystemClock
 from quorate_core.errors import Retry
 from quorate_core.tasks import TaskOwner
-from quorate_resilience import RoundRobin
+from quorate_resilience import BreakerState, RoundRobin
 
 from quorate_gateway.matching import CompiledRoute, Endpoint
 from quorate_gateway.proxy.counters import PlaneCounters
@@ -57,6 +57,7 @@ class DataPlane:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Serve by `snapshot` from now on."""
+        self._watch_breakers(self.monotonic_s())  # of a breaker that goes, its last change is told too
         self.snapshot = snapshot
         for authority, pool in self._pools.items():
             if authority in snapshot.authorities:
@@ -96,6 +97,7 @@ class DataPlane:
         now_s = self.monotonic_s()
         for client in tuple(self.clients):
             client.expire(now_s)
+        self._watch_breakers(now_s)
         for pool in self._pools.values():
             pool.drop_old(now_s)
         self._drop_empty_pools()
@@ -162,6 +164,17 @@ class DataPlane:
         gone = [authority for authority, pool in self._pools.items() if pool.retired and pool.is_empty]
         for authority in gone:
             del self._pools[authority]
+
+    def _watch_breakers(self, now_s: float) -> None:
+        for route in self.snapshot.routes:
+            if route.breaker is None:
+                continue
+            route.breaker.advance(now_s)
+            for change in route.breaker.take_transitions():
+                calls, failed, slow = change.counts
+                tell = log.warning if change.state is BreakerState.OPEN else log.info
+                tell("circuit_breaker", route=route.name, state=change.state.value, former=change.former.value,
+                     calls=calls, failed=failed, slow=slow)  # fmt: skip
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -1,8 +1,10 @@
 """Answers that the gateway makes itself: application/problem+json (RFC 9457) that names the rule which made it."""
 
 import json
+from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from types import MappingProxyType
 
 from quorate_core.errors import PROBLEM_URN, Problem, Retry
 
@@ -11,6 +13,7 @@ class Refusal(Exception):
     """A request that is not passed on, or whose answer did not come.
 
     `rule` is the slug of the rule that decided, such as `no-route`; `status` is HTTP's; `detail` is for people.
+    `retry_after_s` is told when `retry` is safe; `extensions` are further members of the problem (RFC 9457).
     """
 
     def __init__(
@@ -20,6 +23,8 @@ class Refusal(Exception):
         detail: str,
         retry: Retry = Retry.NEVER,
         fields: tuple[tuple[str, str], ...] = (),
+        retry_after_s: int = 1,
+        extensions: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         super().__init__(detail)
         self.rule = rule
@@ -27,6 +32,14 @@ class Refusal(Exception):
         self.detail = detail
         self.retry = retry
         self.fields = fields
+        self.retry_after_s = retry_after_s
+        self.extensions = extensions
+        self.answer_fields = b""
+
+    def with_answer_fields(self, answer_fields: bytes) -> "Refusal":
+        """Itself, with fields of the policies that had admitted the request, each with its CRLF in front."""
+        self.answer_fields = answer_fields
+        return self
 
 
 def encode_refusal(
@@ -34,6 +47,7 @@ def encode_refusal(
 ) -> bytes:
     """The whole answer. `now_s` is wall time; `head_only` is for HEAD, whose answer has no body."""
     body: dict[str, object] = {
+        **refusal.extensions,
         "type": PROBLEM_URN + refusal.rule,
         "title": HTTPStatus(refusal.status).phrase,
         "status": refusal.status,
@@ -46,11 +60,11 @@ def encode_refusal(
         body["route"] = route
     fields = refusal.fields
     if refusal.retry is Retry.SAFE:
-        fields = (*fields, ("retry-after", "1"))
+        fields = (*fields, ("retry-after", str(refusal.retry_after_s)))
     fields = (*fields, ("x-request-id", request_id.decode("latin-1")))
     return encode_answer(
         refusal.status, Problem.media_type, json.dumps(body).encode() + b"\n", fields,
-        now_s=now_s, keeps_alive=keeps_alive, head_only=head_only,
+        now_s=now_s, keeps_alive=keeps_alive, head_only=head_only, more_fields=refusal.answer_fields,
     )  # fmt: skip
 
 
@@ -63,8 +77,9 @@ def encode_answer(
     now_s: float,
     keeps_alive: bool,
     head_only: bool = False,
+    more_fields: bytes = b"",
 ) -> bytes:
-    """An HTTP/1.1 answer with a body of known length."""
+    """An HTTP/1.1 answer with a body of known length. `more_fields` are encoded ones, each with its CRLF in front."""
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         f"date: {formatdate(now_s, usegmt=True)}",
@@ -74,7 +89,7 @@ def encode_answer(
     ]
     if not keeps_alive:
         lines.append("connection: close")
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    head = "\r\n".join(lines).encode("latin-1") + more_fields + b"\r\n\r\n"
     return head if head_only else head + body
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 from quorate_messaging.bus.http import event_of_request, require_sender
 
+from quorate_inventory.faults import FaultSwitch
 from quorate_inventory.handlers import AVAILABLE_MAX, InventoryHandlers
 from quorate_inventory.model import Stock
 from quorate_inventory.ports import Inventory
@@ -66,8 +67,10 @@ def stock_routes(
 ) -> APIRouter:
     """`token` is what events must bring, if there is one."""
     routes = APIRouter()
+    # Not the events: an order must not end otherwise because somebody looks at faults.
+    may_fail = [Depends(FaultSwitch(settings))]
 
-    @routes.get("/stock", response_model=StockPage, response_model_exclude_none=True)
+    @routes.get("/stock", response_model=StockPage, response_model_exclude_none=True, dependencies=may_fail)
     async def list_stock(
         limit: Annotated[int, Query(ge=1, le=PAGE_SKUS_MAX)] = 100,
         after: Annotated[str | None, Query(max_length=64)] = None,
@@ -86,7 +89,7 @@ def stock_routes(
         await handlers.on_event(event_of_request(request.headers, await request.body()))
         return Response(status_code=204)
 
-    @routes.get("/stock/{sku}", response_model=StockBody)
+    @routes.get("/stock/{sku}", response_model=StockBody, dependencies=may_fail)
     async def get_stock(sku: str) -> Any:
         return _body(await handlers.find(sku))
 

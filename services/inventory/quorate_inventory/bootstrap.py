@@ -96,7 +96,7 @@ async def _start(settings: InventoryProcessSettings, stop: Stop, ends: AsyncExit
     client = Client(settings.endpoints, token, settings.namespace, cache_dir)
     ends.push_async_callback(client.close)
     live = client.config(InventorySettings, LIVE_DOCUMENT)
-    live.subscribe(lambda _old, new: _log_settings(live, new))
+    live.subscribe(lambda old, new: _log_settings(live, old, new))
     stopping = asyncio.Event()
     bus = HttpBus(client.http(), CONSUMERS, token)
     service = build_service(settings.name, database, bus, live, SystemClock(), token, stopping)
@@ -140,5 +140,7 @@ def reachable_address(bound: HostPort, advertise: HostPort | None) -> HostPort:
     return bound
 
 
-def _log_settings(live: LiveSettings[InventorySettings], new: InventorySettings) -> None:
+def _log_settings(live: LiveSettings[InventorySettings], old: InventorySettings, new: InventorySettings) -> None:
     log.info("settings_in_force", document=LIVE_DOCUMENT, version=live.version, **new.model_dump())
+    if new.fault != old.fault:
+        log.warning("fault_switched", **new.fault.model_dump())

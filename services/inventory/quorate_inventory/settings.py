@@ -1,12 +1,31 @@
 """Settings: of the process, fixed at its start, and live ones, which follow a document of the config center."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 from quorate_core.settings import Address, HostPort, ProcessSettings
 
 LIVE_DOCUMENT = "inventory/settings.yaml"
+FAULT_DELAY_MS_MAX = 60_000
+
+
+def _off_is_a_word(value: Any) -> Any:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
+
+
+class FaultSettings(BaseModel):
+    """The fault switch: makes `GET /stock` and `GET /stock/{sku}` slow or failing, to see what protects their
+    callers. Orders go another way and stay right."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Annotated[Literal["off", "slow", "fail"], BeforeValidator(_off_is_a_word)] = "off"
+    delay_ms: Annotated[int, Field(ge=0, le=FAULT_DELAY_MS_MAX)] = 1_500
+    """How long an answer waits in mode `slow`."""
+    percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """Of the requests to each instance, spread evenly."""
 
 
 class InventorySettings(BaseModel):
@@ -16,6 +35,7 @@ class InventorySettings(BaseModel):
 
     low_stock_threshold: Annotated[int, Field(ge=0)] = 10
     """A SKU with so many available, or fewer, is low: it is logged, and listed by `GET /stock?low=true`."""
+    fault: FaultSettings = FaultSettings()
 
 
 class LiveInventorySettings(Protocol):

@@ -39,6 +39,8 @@ routes:
   - name: stock
     match: {path_prefix: /stock}
     service: inventory
+    # rate_limit: {requests_per_second: 100, burst: 200, key: client}
+    # A circuit breaker is on without being asked for; `circuit_breaker: off` is for routes that are slow by nature.
 """,
     ),
     DefaultDocument(
@@ -57,6 +59,8 @@ pending_timeout_s: 60
         """\
 # Live settings of the inventory service; GET /stock/settings shows those in force.
 low_stock_threshold: 10
+# Answers to GET /stock are delayed (mode: slow) or 503 (mode: fail): watch the gateway's circuit breaker open.
+fault: {mode: off, delay_ms: 1500, percent: 100}
 """,
     ),
 )

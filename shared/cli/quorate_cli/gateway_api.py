@@ -3,6 +3,43 @@
 from pydantic import BaseModel, RootModel
 
 
+class GatewayRateLimit(BaseModel):
+    """Such as `100 requests a second, 200 at once, by client`, and how many requests were over it."""
+
+    summary: str
+    limited: int
+
+
+class GatewayBreaker(BaseModel):
+    """`state`: `closed`, `half-open`, `open`, `forced-open` or `forced-closed`; the counts are those it rests on."""
+
+    state: str
+    calls: int
+    failed: int
+    slow: int
+    retry_after_s: float
+
+    @property
+    def shown(self) -> str:
+        """Such as `closed`, `open for 3.2 s (6 of 10 failed or slow)`."""
+        counted = f"{self.failed + self.slow} of {self.calls} failed or slow"
+        match self.state:
+            case "open":
+                return f"open for {self.retry_after_s:.1f} s ({counted})"
+            case "half-open":
+                return f"half-open ({counted})"
+            case _:
+                return self.state
+
+
+class PolicyMet(BaseModel):
+    """A policy that a request would meet, and whether it would let it through now."""
+
+    policy: str
+    lets_through: bool
+    summary: str
+
+
 class GatewayRoute(BaseModel):
     """One served route. `endpoints`: to how many instances it leads now."""
 
@@ -10,6 +47,8 @@ class GatewayRoute(BaseModel):
     service: str
     endpoints: int
     route: dict[str, object]
+    rate_limit: GatewayRateLimit | None = None
+    circuit_breaker: GatewayBreaker | None = None
 
     @property
     def matches(self) -> str:
@@ -55,6 +94,7 @@ class Explanation(BaseModel):
     endpoints: list[str]
     rule: str | None
     considered: list[Considered]
+    policies: list[PolicyMet] = []
 
 
 def serves(routes: GatewayRoutes, endpoints: GatewayEndpoints, addresses: dict[str, set[str]]) -> bool:

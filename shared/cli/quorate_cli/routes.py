@@ -45,7 +45,7 @@ def explain(
 ) -> None:  # fmt: skip
     """Say which route takes a request, and why.
 
-    Exits with 3 when none does, or when its service has no instance to go to.
+    Exits with 3 when none does, when one of its policies would refuse it now, or when its service has no instance.
     """
     parameters: dict[str, str | int | list[str]] = {"path": path, "method": method, "host": host}
     with ControlPlane(_target(admin, token_file)) as gateway:
@@ -63,6 +63,7 @@ def _told(found: Explanation) -> list[str]:
     lines = [f"{item.route}: not taken, by its {item.refused_by}" for item in found.considered if item.refused_by]
     if found.route is not None:
         lines.append(f"{found.route}: taken; goes to {found.service} as {found.upstream_target}")
+        lines += [f"  {met.policy}{'' if met.lets_through else ', refuses'}: {met.summary}" for met in found.policies]
         lines += [f"  {endpoint}" for endpoint in found.endpoints]
     if found.rule is not None:
         lines.append(f"The gateway itself answers: {found.rule}")

@@ -19,6 +19,11 @@ _STATE_STYLE = {
     "STARTING": "yellow",
     "backing-off": _BAD,
     "DOWN": _BAD,
+    "closed": _GOOD,
+    "half-open": "yellow",
+    "open": _BAD,
+    "forced-closed": "yellow",
+    "forced-open": _BAD,
 }
 SHA_CHARS = 10
 PIPED_WIDTH = 200
@@ -35,11 +40,14 @@ def show(table: Table) -> None:
 
 def parts_table(state: RunState) -> Table:
     """What runs where on this machine."""
-    table = _table("part", "address", "pid", "state", "restarts", right=("pid", "restarts"))
+    has_reasons = any(part.reason for part in state.parts.values())
+    reasons = ("reason",) if has_reasons else ()
+    table = _table("part", "address", "pid", "state", "restarts", *reasons, right=("pid", "restarts"))
     for name, part in state.parts.items():
-        _add(table, name, part.url, str(part.pid or "-"), _state(part.state), str(part.restarts))
+        reason = (part.reason,) if has_reasons else ()
+        _add(table, name, part.url, str(part.pid or "-"), _state(part.state), str(part.restarts), *reason)
         if part.kind == "gateway":
-            _add(table, "  its admin API", state.admin, "", "", "")
+            _add(table, "  its admin API", state.admin)
     return table
 
 
@@ -98,10 +106,16 @@ def history_table(versions: Sequence[ConfigMetadata]) -> Table:
 
 
 def routes_table(routes: Sequence[GatewayRoute]) -> Table:
-    table = _table("route", "takes", "service", "instances", right=("instances",))
+    table = _table("route", "takes", "service", "instances", "rate limit", "circuit breaker", right=("instances",))
     for route in routes:
-        _add(table, route.name, route.matches, route.service, str(route.endpoints))
+        limit = route.rate_limit.summary if route.rate_limit else "-"
+        _add(table, route.name, route.matches, route.service, str(route.endpoints), limit, _breaker(route))
     return table
+
+
+def _breaker(route: GatewayRoute) -> str | Text:
+    breaker = route.circuit_breaker
+    return "-" if breaker is None else Text(printable(breaker.shown), style=_STATE_STYLE.get(breaker.state, ""))
 
 
 def readable_bytes(count: int) -> str:

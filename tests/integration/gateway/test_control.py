@@ -77,11 +77,19 @@ class Steered:
     def routed(self) -> list[str]:
         return [one.instance_id for one in self.gateway.plane.snapshot.endpoints.get("order", ())]
 
-    async def admin(self, path: str) -> httpx.Response:
+    async def admin(self, path: str, method: str = "GET", body: object = None) -> httpx.Response:
         surface = Surface("gateway", Protection(frozenset({"admin"})), self.control.unready_reason)
         transport = httpx.ASGITransport(create_admin(surface, self.gateway.plane, self.control))
         async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
-            return await client.get(path)
+            return await client.request(method, path, json=body)
+
+    async def force(self, route: str, forced: str | None) -> httpx.Response:
+        return await self.admin(f"/v1/gateway/breaker?route={route}", "PUT", {"forced": forced})
+
+    def metrics(self) -> list[str]:
+        registry = CollectorRegistry()
+        registry.register(GatewayCollector(self.gateway.plane, self.control))
+        return render_metrics(registry).decode().splitlines()
 
 
 @asynccontextmanager
@@ -224,13 +232,20 @@ async def test_the_good_routes_alone_are_enough_for_a_restart_without_a_control_
         await gateway.until(lambda: [route.name for route in gateway.gateway.plane.snapshot.routes] == ["newer"])
 
 
-async def test_deleting_the_document_leaves_no_routes(node: NodeServer, upstream: Upstream, tmp_path: Path) -> None:
+async def test_a_deleted_document_ends_no_traffic_and_an_empty_one_does(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
     async with steered(node.url, tmp_path / "gateway") as gateway:
         await publish(node, ROUTES)
         await register(node, "order-1", upstream.port)
         await gateway.until_routed("order-1")
         async with httpx.AsyncClient() as client:
             (await client.delete(f"{node.url}/v1/config/default/gateway/routes.yaml")).raise_for_status()
+        await gateway.gateway.until(lambda: gateway.control.rejected is not None)
+        assert (await (await gateway.gateway.client()).get()).status == 200
+        shown = (await gateway.admin("/v1/gateway/snapshot")).json()
+        assert "is gone" in shown["rejected"]["reason"]
+        await publish(node, "routes: []\n")
         await gateway.until(lambda: not gateway.gateway.plane.snapshot.routes)
         assert (await (await gateway.gateway.client()).get()).status == 404
 
@@ -282,12 +297,135 @@ async def test_the_admin_api_shows_routes_endpoints_and_connections_and_explains
             "route": "orders", "service": "order", "upstream_target": "/v2/7?a", "rule": None,
             "endpoints": [f"order-1 (127.0.0.1:{upstream.port})"],
             "considered": [{"route": "orders", "refused_by": None}],
+            "policies": [
+                {"policy": "circuit_breaker", "rule": "circuit-open", "lets_through": True,
+                 "summary": "the circuit breaker is closed; within 5 s: 1 calls, 0 failed, 0 slow (slow_call_ms 1000)"}
+            ],
         }  # fmt: skip
         assert (await gateway.admin("/v1/gateway/explain?path=/nowhere")).json()["rule"] == "no-route"
         assert (await gateway.admin("/v1/gateway/explain?path=/a/../b")).json()["rule"] == "ambiguous-path"
         smuggled = "/v1/gateway/explain?path=/orders&header=X-A:%201%0d%0a%0d%0aGET%20/admin"
         assert (await gateway.admin(smuggled)).status_code == 400
         assert (await gateway.admin("/v1/gateway/explain")).status_code == 400
+
+
+LIMITED = ROUTES + "    rate_limit: {requests_per_second: 0.001, burst: 3, key: client}\n"
+OTHER = "  - {name: other, match: {path_prefix: /other}, service: order}\n"
+
+
+async def test_another_route_that_is_published_resets_neither_bucket_nor_breaker_and_a_new_limit_is_in_force_at_once(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, LIMITED)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        client = await gateway.gateway.client()
+        assert [(await client.get()).status for _ in range(4)] == [200, 200, 200, 429]
+        await publish(node, LIMITED + OTHER)
+        await gateway.until(lambda: len(gateway.gateway.plane.snapshot.routes) == 2)
+        assert (await client.get()).status == 429
+        [route] = [one for one in (await gateway.admin("/v1/gateway/routes")).json() if one["name"] == "orders"]
+        assert (route["rate_limit"]["admitted"], route["rate_limit"]["limited"]) == (3, 2)
+        assert (route["circuit_breaker"]["state"], route["circuit_breaker"]["calls"]) == ("closed", 3)
+
+        await publish(node, LIMITED.replace("burst: 3", "burst: 5") + OTHER)
+        await gateway.until(lambda: gateway.gateway.plane.snapshot.routes[0].source.rate_limit.burst == 5)
+        assert (await client.get()).field("ratelimit") == '"orders";r=4;t=1000'
+        await publish(node, ROUTES)
+        await gateway.until(lambda: len(gateway.gateway.plane.snapshot.routes) == 1)
+        assert [(await client.get()).field("ratelimit") for _ in range(9)] == [None] * 9
+
+
+@pytest.mark.parametrize(
+    ("policy", "line", "cause"),
+    [
+        ("rate_limit: {requests_per_second: -1}", 5, "greater than or equal to 0.001"),
+        ("circuit_breaker: {window_ms: 0}", 5, "greater than or equal to 100"),
+        ("rate_limits: {requests_per_second: 1}", 5, "did you mean 'rate_limit'?"),
+    ],
+)
+async def test_a_policy_that_can_mean_nothing_is_refused_at_publish_with_its_line(
+    node: NodeServer, policy: str, line: int, cause: str
+) -> None:
+    refused = await publish(node, f"{ROUTES}    {policy}\n")
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["line"] == line
+    assert cause in refused.json()["errors"][0]["message"]
+
+
+async def test_the_admin_api_shows_the_state_of_limits_and_breakers_and_whom_they_would_refuse(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, LIMITED.replace("key: client", "key: 'header:X-Api-Key'"))
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        client = await gateway.gateway.client()
+        for key, count in (("secret-one", 3), ("secret-two", 1)):
+            for _ in range(count):
+                assert (await client.get(fields=f"X-Api-Key: {key}\r\n")).status == 200
+        answer = await gateway.admin("/v1/gateway/policies?route=orders")
+        limit = answer.json()["rate_limit"]
+        assert (limit["keys"], limit["keys_max"], limit["admitted"]) == (2, 10_000, 4)
+        assert [round(bucket["left"]) for bucket in limit["nearest"]] == [0, 2]
+        assert "secret" not in answer.text
+        assert (await gateway.admin("/v1/gateway/policies?route=nowhere")).status_code == 404
+
+        explain = "/v1/gateway/explain?path=/orders&header=x-api-key:%20"
+        one, two = [(await gateway.admin(explain + key)).json() for key in ("secret-one", "secret-two")]
+        assert (one["rule"], two["rule"]) == ("rate-limited", None)
+        assert [policy["policy"] for policy in one["policies"]] == ["rate_limit", "circuit_breaker"]
+        assert two["policies"][0]["summary"].endswith("; 2 left now")
+        assert len(upstream.requests) == 4
+
+
+async def test_an_operator_forces_a_breaker_open_and_releases_it(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, ROUTES + OTHER.replace("order}", "order, circuit_breaker: off}"))
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        client = await gateway.gateway.client()
+        forced = await gateway.force("orders", "open")
+        assert forced.json()["circuit_breaker"]["state"] == "forced-open"
+        answer = await client.get()
+        assert (answer.status, json.loads(answer.body)["rule"]) == (503, "circuit-open")
+        assert "by an operator" in json.loads(answer.body)["detail"]
+        assert (await gateway.admin("/v1/gateway/explain?path=/orders")).json()["rule"] == "circuit-open"
+        assert (await client.get("/other")).status == 200
+        assert (await gateway.force("orders", None)).json()["circuit_breaker"]["state"] == "closed"
+        assert (await client.get()).status == 200
+        assert (await gateway.force("orders", "closed")).json()["circuit_breaker"]["state"] == "forced-closed"
+        assert (await gateway.force("orders", "ajar")).status_code == 400
+        assert (await gateway.force("other", "open")).status_code == 409
+        assert (await gateway.force("nowhere", "open")).status_code == 404
+
+
+async def test_metrics_tell_of_limits_and_breakers(node: NodeServer, upstream: Upstream, tmp_path: Path) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, LIMITED + OTHER.replace("order}", "order, circuit_breaker: off}"))
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        client = await gateway.gateway.client()
+        for path in ("/orders", "/orders", "/orders", "/orders", "/other"):
+            await client.get(path)
+        await gateway.force("orders", "open")
+        lines = gateway.metrics()
+        for line in (
+            'quorate_gateway_rate_limit_total{outcome="admitted",route="orders"} 3.0',
+            'quorate_gateway_rate_limit_total{outcome="limited",route="orders"} 1.0',
+            'quorate_gateway_rate_limit_keys{route="orders"} 1.0',
+            'quorate_gateway_circuit_breaker_state{route="orders"} 2.0',
+            'quorate_gateway_circuit_breaker_transitions_total{route="orders",state="forced-open"} 1.0',
+            'quorate_gateway_circuit_breaker_transitions_total{route="orders",state="open"} 0.0',
+            'quorate_gateway_circuit_breaker_refused_total{route="orders"} 0.0',
+            'quorate_gateway_requests_total{route="orders",status="4xx"} 1.0',
+            'quorate_gateway_refusals_total{rule="rate-limited"} 1.0',
+        ):
+            assert line in lines
+        assert not any("circuit_breaker" in line and 'route="other"' in line for line in lines)
 
 
 async def test_metrics_tell_of_requests_refusals_pools_and_the_snapshot(
@@ -300,9 +438,7 @@ async def test_metrics_tell_of_requests_refusals_pools_and_the_snapshot(
         client = await gateway.gateway.client()
         for path in ("/orders", "/orders", "/nowhere"):
             await client.get(path)
-        registry = CollectorRegistry()
-        registry.register(GatewayCollector(gateway.gateway.plane, gateway.control))
-        lines = render_metrics(registry).decode().splitlines()
+        lines = gateway.metrics()
         for line in (
             'quorate_gateway_requests_total{route="orders",status="2xx"} 2.0',
             'quorate_gateway_request_seconds_bucket{le="+Inf",route="orders"} 2.0',

@@ -53,6 +53,13 @@ def test_a_refusal_can_be_raised_again_by_a_client_of_the_platform() -> None:
     assert error.detail == "no route"
 
 
+def test_a_refusal_says_for_how_long_and_carries_what_else_is_to_be_told() -> None:
+    refusal = Refusal("rate-limited", 429, "y", Retry.SAFE, retry_after_s=7, extensions={"violated-policies": ["a"]})
+    answer = Answer(encode(refusal.with_answer_fields(b'\r\nratelimit: "a";r=0;t=7')))
+    assert (answer.fields["retry-after"], answer.fields["ratelimit"]) == ("7", '"a";r=0;t=7')
+    assert json.loads(answer.body)["violated-policies"] == ["a"]
+
+
 def test_a_connection_that_ends_is_announced() -> None:
     assert Answer(encode(Refusal("x", 400, "y"), keeps_alive=False)).fields["connection"] == "close"
     assert "connection" not in Answer(encode(Refusal("x", 400, "y"))).fields
@@ -64,7 +71,7 @@ def test_the_answer_to_head_has_the_length_and_no_body() -> None:
     assert b"content-length: 0" not in data
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 408, 413, 414, 417, 431, 501, 502, 503, 504, 505])
+@pytest.mark.parametrize("status", [400, 404, 405, 408, 413, 414, 417, 429, 431, 501, 502, 503, 504, 505])
 def test_every_status_that_is_used_has_its_title(status: int) -> None:
     assert json.loads(Answer(encode(Refusal("x", status, "y"), route=None)).body)["title"]
 

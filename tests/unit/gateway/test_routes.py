@@ -7,6 +7,7 @@ import sys
 import pytest
 from quorate_core.documents import DocumentError
 from quorate_core.errors import InvalidContent
+from quorate_gateway.policy_documents import RouteCircuitBreaker, RouteRateLimit
 from quorate_gateway.routes import DOCUMENT, DOCUMENT_BYTES_MAX, ROUTES_MAX, parse_routes, routes_schema
 
 FULL = """\
@@ -24,6 +25,14 @@ routes:
     total_timeout_ms: 3000
     retry: {attempts: 0}
     request_bytes_max: 10
+    rate_limit: {requests_per_second: 0.5, burst: 3, key: "header:X-Api-Key", algorithm: token_bucket}
+    circuit_breaker:
+      window_ms: 1000
+      calls_min: 3
+      slow_call_ms: 200
+      failure_percent: 12.5
+      open_ms: 2000
+      probes: 1
   - match: {path: /today}
     service: order
 """
@@ -94,12 +103,77 @@ def test_a_misspelt_field_that_leaves_another_missing_names_both() -> None:
         ("service: a\n    match:\n      path: /a\n      headers: {X-A: 1}", 5, "valid string"),
         ("service: a\n    match:\n      path: /a\n      host: a/b", 5, "match pattern"),
         ("service: a\n    match: {path: /a}\n    retry: {attempts: 99}", 4, "less than or equal to 5"),
+        ("service: a\n    match: {path: /a}\n    retry: 2", 4, "'retry' must be a mapping"),
+        ("twice", 2, "a route must be a mapping"),
     ],
 )
 def test_a_bad_value_is_refused_in_its_line(route: str, line: int, text: str) -> None:
     error = only_error(f"routes:\n  - {route}\n")
     assert error.line == line, error
     assert text in error.message
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ("rate_limit: {requests_per_second: -1}", "greater than or equal to 0.001"),
+        ("rate_limit: {requests_per_second: 0}", "greater than or equal to 0.001"),
+        ("rate_limit: {requests_per_second: 2000000}", "less than or equal to 1000000"),
+        ("rate_limit: {requests_per_second: .nan}", "finite number"),
+        ("rate_limit: {requests_per_second: .inf}", "finite number"),
+        ("rate_limit: {requests_per_second: '5'}", "valid number"),
+        ("rate_limit: {requests_per_second: true}", "valid number"),
+        ("rate_limit: {requests_per_second: 5, burst: 0}", "greater than or equal to 1"),
+        ("rate_limit: {requests_per_second: 5, burst: 1.5}", "valid integer"),
+        ("rate_limit: {requests_per_second: 5, key: ip}", "'key' is 'route', 'client' or 'header:'"),
+        ("rate_limit: {requests_per_second: 5, key: 'header:'}", "'key' is 'route', 'client' or 'header:'"),
+        ("rate_limit: {requests_per_second: 5, key: 'header:a b'}", "'key' is 'route', 'client' or 'header:'"),
+        ("rate_limit: {requests_per_second: 5, algorithm: hope}", "should be 'token_bucket'"),
+        ("rate_limit: {requests_per_second: 5, bursts: 5}", "unknown field 'bursts'; did you mean 'burst'?"),
+        ("rate_limit: {burst: 5}", "'requests_per_second' is missing"),
+        ("rate_limit: 100", "'rate_limit' must be a mapping"),
+        ("circuit_breaker: {window_ms: 0}", "greater than or equal to 100"),
+        ("circuit_breaker: {calls_min: 0}", "greater than or equal to 1"),
+        ("circuit_breaker: {slow_call_ms: -1}", "greater than or equal to 1"),
+        ("circuit_breaker: {failure_percent: 100.5}", "less than or equal to 100"),
+        ("circuit_breaker: {failure_percent: 0}", "greater than 0"),
+        ("circuit_breaker: {failure_percent: .nan}", "finite number"),
+        ("circuit_breaker: {open_ms: 0}", "greater than or equal to 100"),
+        ("circuit_breaker: {probes: 0}", "greater than or equal to 1"),
+        ("circuit_breaker: {probes: 5.0}", "valid integer"),
+        ("circuit_breaker: {enabled: 1}", "valid boolean"),
+        ("circuit_breaker: {slow_call: 1}", "unknown field 'slow_call'; did you mean 'slow_call_ms'?"),
+        ("circuit_breaker: sometimes", "'circuit_breaker' must be a mapping"),
+        ("circuit_breaker:", "'circuit_breaker' must be a mapping"),
+    ],
+)
+def test_a_policy_that_can_mean_nothing_is_refused_in_its_line(policy: str, text: str) -> None:
+    name, _, rest = policy.partition(": {")
+    spread = f"{name}:\n      " + rest.removesuffix("}").replace(", ", "\n      ") if rest else policy
+    for written, line in ((policy, 4), (spread, 4 + spread.count("\n"))):
+        error = only_error(f"routes:\n  - service: a\n    match: {{path: /a}}\n    {written}\n")
+        assert text in error.message
+        assert error.line == (4 if "is missing" in text else line), error
+
+
+def test_a_breaker_is_there_unless_it_is_switched_off() -> None:
+    route = "routes:\n  - service: a\n    match: {path: /a}\n"
+
+    def breaker(text: str) -> RouteCircuitBreaker:
+        return parse_routes(f"{route}    {text}\n").routes[0].circuit_breaker
+
+    default = RouteCircuitBreaker()
+    assert (default.window_ms, default.calls_min, default.slow_call_ms) == (5_000, 10, 1_000)
+    assert (default.failure_percent, default.open_ms, default.probes) == (50, 5_000, 5)
+    for text in ("", "circuit_breaker: {}", "circuit_breaker: on", "circuit_breaker: {enabled: true}"):
+        assert breaker(text) == default
+    assert breaker("circuit_breaker: off").enabled is False
+    assert breaker("circuit_breaker: {enabled: false, probes: 2}").probes == 2
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(0.001, 1), (1, 1), (1.5, 2), (100, 100)])
+def test_a_burst_that_is_left_out_is_what_comes_in_a_second(rate: float, burst: int) -> None:
+    assert RouteRateLimit(requests_per_second=rate).burst_requests == burst
 
 
 def test_two_routes_of_one_name_are_refused() -> None:
@@ -187,6 +261,8 @@ def test_the_schema_is_published_with_its_descriptions() -> None:
     schema = routes_schema()
     assert schema["properties"]["routes"]["maxItems"] == ROUTES_MAX
     assert schema["$defs"]["Route"]["additionalProperties"] is False
+    breaker = schema["$defs"]["Route"]["properties"]["circuit_breaker"]
+    assert {"type": "boolean"} in breaker["anyOf"]
     json.dumps(schema)
 
 

@@ -171,5 +171,7 @@ async def test_what_is_low_follows_the_live_settings_at_once(shop: Shop, client:
     shop.inventory_settings.current = InventorySettings(low_stock_threshold=40)
     assert await low() == ["gadget", "rarity"]
     assert (await client.get("/stock/settings")).json() == {
-        "version": 0, "revision": 0, "settings": {"low_stock_threshold": 40}
+        "version": 0,
+        "revision": 0,
+        "settings": {"low_stock_threshold": 40, "fault": {"mode": "off", "delay_ms": 1500, "percent": 100}},
     }  # fmt: skip

@@ -1,0 +1,111 @@
+"""What the admin API shows of limits and breakers: their parameters are in the route, here is their state."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+from quorate_resilience import BreakerState, CircuitBreaker
+
+from quorate_gateway.matching import CompiledRoute
+from quorate_gateway.policies.circuit import RULE as CIRCUIT_OPEN
+from quorate_gateway.policies.circuit import breaker_summary
+from quorate_gateway.policies.limit import RouteLimit, client_key, shown_key
+from quorate_gateway.proxy.framing import RequestFields
+
+BUCKETS_SHOWN_MAX = 10
+
+
+class BucketView(BaseModel):
+    """One bucket; `left` of `burst` requests. The value of a header field is shown as a digest."""
+
+    key: str
+    left: float
+
+
+class LimitView(BaseModel):
+    """`keys` have a bucket now, all others a full one. The counts are since the limit was last changed;
+    `keys_forgotten_early` had requests left to regain when there was no more room for them."""
+
+    summary: str
+    keys: int
+    keys_max: int
+    keys_forgotten_early: int
+    admitted: int
+    limited: int
+
+
+class LimitDetailView(LimitView):
+    """`nearest`: the buckets nearest to their limit, at most 10."""
+
+    nearest: list[BucketView]
+
+
+class BreakerView(BaseModel):
+    """The three counts are of the window when `closed`, of the probes when `half-open`, and of what opened it when
+    `open`. `refused` and `opened` count since the breaker was last changed."""
+
+    state: BreakerState
+    summary: str
+    calls: int
+    failed: int
+    slow: int
+    retry_after_s: float
+    refused: int
+    opened: int
+
+
+class PolicyView(BaseModel):
+    """One policy that a request would meet. `rule` is what it answers if it does not let it through."""
+
+    policy: str
+    rule: str
+    lets_through: bool
+    summary: str
+
+
+def limit_view(limit: RouteLimit | None) -> LimitView | None:
+    if limit is None:
+        return None
+    bucket = limit.bucket
+    return LimitView(
+        summary=limit.summary, keys=len(bucket), keys_max=bucket.keys_max,
+        keys_forgotten_early=bucket.forgotten_early, admitted=limit.admitted, limited=limit.limited,
+    )  # fmt: skip
+
+
+def limit_detail(limit: RouteLimit | None, now_s: float) -> LimitDetailView | None:
+    """Looks at every key."""
+    summary = limit_view(limit)
+    if limit is None or summary is None:
+        return None
+    nearest = [
+        BucketView(key=shown_key(fill.key, limit.document), left=round(fill.tokens, 3))
+        for fill in limit.bucket.emptiest(now_s, BUCKETS_SHOWN_MAX)
+    ]
+    return LimitDetailView(**summary.model_dump(), nearest=nearest)
+
+
+def breaker_view(breaker: CircuitBreaker | None, now_s: float) -> BreakerView | None:
+    if breaker is None:
+        return None
+    calls, failed, slow = breaker.counts(now_s)
+    return BreakerView(
+        state=breaker.state, summary=breaker_summary(breaker, now_s), calls=calls, failed=failed, slow=slow,
+        retry_after_s=round(breaker.retry_after_s(now_s), 3), refused=breaker.refused,
+        opened=breaker.entered[BreakerState.OPEN],
+    )  # fmt: skip
+
+
+def policies_met(route: CompiledRoute, fields: RequestFields, address: str, now_s: float) -> Sequence[PolicyView]:
+    """What a request from `address` would meet on `route` now, in order. Takes nothing and asks nothing."""
+    met: list[PolicyView] = []
+    limit, breaker = route.limit, route.breaker
+    if limit is not None:
+        left = limit.left(fields, client_key(address.encode("ascii", "replace")), now_s)
+        summary = f"{limit.summary}; {left} left now"
+        met.append(PolicyView(policy="rate_limit", rule="rate-limited", lets_through=left > 0, summary=summary))
+    if breaker is not None:
+        breaker.advance(now_s)
+        lets_through = breaker.state is not BreakerState.FORCED_OPEN and not breaker.retry_after_s(now_s)
+        summary = breaker_summary(breaker, now_s)
+        met.append(PolicyView(policy="circuit_breaker", rule=CIRCUIT_OPEN, lets_through=lets_through, summary=summary))
+    return met
