@@ -36,9 +36,9 @@ test: setup ## Run every test, stage by stage (STAGES='unit e2e' for some)
 check: setup ## Lint, formatting, types, import rules and the repository's own rules
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m mypy $(packages) scripts
+	$(python) -m mypy $(packages) scripts benchmarks
 	$(python) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
-	$(python) -m pytest tests/tidy
+	$(python) -m pytest -rs tests/tidy
 
 fmt: setup ## Format the code and sort the imports
 	$(python) -m ruff check --quiet --fix-only .
@@ -46,3 +46,8 @@ fmt: setup ## Format the code and sort the imports
 
 lock: setup ## Write requirements.lock anew from what the members ask for
 	$(python) scripts/lock.py
+
+.PHONY: bench
+bench: setup ## Measure us beside real peers (ARGS='--full --write', 'gateway --profile'; --help lists the rest)
+	@$(python) scripts/fetch_peers.py
+	@exec $(python) -m benchmarks $(ARGS)

@@ -1,15 +1,20 @@
-"""Write requirements.lock: every third-party package that any member or the workspace needs, pinned with hashes.
+"""Write the locks: every third-party package that is needed, pinned with hashes.
 
-No address of any package index is recorded; `tests/tidy` checks that.
+requirements.lock has all that any member or the workspace asks for; docker/runtime.lock the part of it that the members
+need to run, and docker/build.lock the part that makes wheels of them: an image is built from these two.
+No address of any package index is recorded; tests check that.
 """
 
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+RUNTIME_LOCK = ROOT / "docker" / "runtime.lock"
+BUILD_LOCK = ROOT / "docker" / "build.lock"
 
 
 def member_projects() -> list[Path]:
@@ -18,24 +23,45 @@ def member_projects() -> list[Path]:
     return sorted(path for group in found for path in group if not path.parent.name.startswith("."))
 
 
-def third_party_requirements() -> list[str]:
-    """What the members ask for, less the members themselves, and the workspace's own tools."""
-    wanted: set[str] = set()
-    for path in member_projects():
-        project = tomllib.loads(path.read_text())
-        wanted.update(project["build-system"]["requires"])
-        wanted.update(project["project"]["dependencies"])
-    wanted.update(tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"])
-    return sorted(name for name in wanted if not name.startswith("quorate-"))
+def _members() -> list[dict[str, Any]]:
+    return [tomllib.loads(path.read_text()) for path in member_projects()]
 
 
-def main() -> int:
+def runtime_requirements() -> set[str]:
+    """What the members import, less the members themselves."""
+    wanted = {name for member in _members() for name in member["project"]["dependencies"]}
+    return {name for name in wanted if not name.startswith("quorate-")}
+
+
+def build_requirements() -> set[str]:
+    """What makes wheels of the members."""
+    return {name for member in _members() for name in member["build-system"]["requires"]}
+
+
+def workspace_requirements() -> set[str]:
+    """The tools of whoever works on the members."""
+    return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"])
+
+
+def write(lock: Path, requirements: set[str], *options: str) -> None:
+    """Raises CalledProcessError; the cause is on stderr then."""
     command = [
         sys.executable, "-m", "uv", "pip", "compile", "-", "--universal", "--generate-hashes", "--no-header",
         "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--python-version", "3.11",
-        "--output-file", str(LOCK), *sys.argv[1:],
+        "--output-file", str(lock), *options, *sys.argv[1:],
     ]  # fmt: skip
-    return subprocess.run(command, input="\n".join(third_party_requirements()), text=True, check=False).returncode
+    subprocess.run(command, input="\n".join(sorted(requirements)), text=True, check=True)
+
+
+def main() -> int:
+    try:
+        write(LOCK, runtime_requirements() | build_requirements() | workspace_requirements())
+        # NB: under the first one's pins, so that what runs in an image is what was tested.
+        write(RUNTIME_LOCK, runtime_requirements(), "--constraint", str(LOCK))
+        write(BUILD_LOCK, build_requirements(), "--constraint", str(LOCK))
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
 
 
 if __name__ == "__main__":

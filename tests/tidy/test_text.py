@@ -55,6 +55,12 @@ def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES_MAX
 
 
+def test_no_placeholder_is_left_in_a_page() -> None:
+    pattern = re.compile(r"@@\w+@@|\b(TO" + "DO|FIX" + r"ME|TB" + r"D)\b")
+    found = [path for path in tracked_files() if path.suffix in {".md", ".py"} and pattern.search(path.read_text())]
+    assert found == []
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -1,4 +1,9 @@
-"""Generated credentials: made at first start, never defaulted, readable by their owner only."""
+"""Generated credentials: made at first start, never defaulted, readable by their reader only.
+
+A secret's file is its reader's own, with mode 0600. Or it is root's, and the reader has it by its group, with mode 0640
+or 0440: so it is where the operating system or an orchestrator hands secrets out, and the reader cannot change the
+mode. It is the rule of PostgreSQL for its private keys ("Secure TCP/IP Connections with SSL", of its manual).
+"""
 
 import os
 import secrets
@@ -32,13 +37,22 @@ def load_secret(path: Path) -> str:
     """The secret in `path`. Raises SettingsError when it is missing, weak, or others can read it."""
     try:
         text = path.read_text().strip()
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         raise SettingsError(f"the secret file {path} cannot be read: {error.strerror}") from error
-    if mode & 0o077:
-        raise SettingsError(f"the secret file {path} can be read by others; run: chmod 600 {path}")
+    mode = widest_mode(status.st_uid, os.geteuid())
+    if status.st_mode & 0o077 & ~mode:
+        raise SettingsError(f"the secret file {path} can be read by others; run: chmod {mode:o} {path}")
     require_strong(text, f"the secret in {path}")
     return text
+
+
+def widest_mode(owner_uid: int, reader_uid: int) -> int:
+    """The most that a secret's file may permit: 0600, or 0640 when it is root's and its reader is not root.
+
+    What is root's, and closed to the world, its reader has by the group that root has chosen for it.
+    """
+    return 0o640 if owner_uid == 0 and reader_uid != 0 else 0o600
 
 
 def require_strong(secret: str, what: str) -> None:
