@@ -1,0 +1,222 @@
+"""The gateway beside nginx, HAProxy and Envoy: each proxies the same small answer of the same nginx, on one core."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from benchmarks import quorate_processes
+from benchmarks.failures import BenchmarkFailed
+from benchmarks.measurements import Figure, Goal
+from benchmarks.peers import CONFIGURATIONS, render, write_configuration
+from benchmarks.processes import Process, until
+from benchmarks.rounds import Bench, Contender, Load, Start
+from benchmarks.wrk import WrkFigures
+
+ANSWER = '{"greeting":"hello","id":"01a20518-55bd-74a4-9057-673bc2d0928c","status":"CONFIRMED","quantity":2}'
+PATH = "/hello/world"
+TOKENS = 1_000_000
+"""Tokens a second of every rate limit: more than any of these proxies can serve, so each request is counted and none
+refused."""
+TTL_S = 3_600
+"""Longer than any measurement: nobody sends heartbeats for an nginx."""
+CHECK_TIMEOUT_S = 10.0
+CONNECTIONS = 64
+
+ADMITTED_BY_GATEWAY = r'^quorate_gateway_rate_limit_total\{outcome="admitted",route="hello"\} (\S+)$'
+COUNTED_BY_GATEWAY = r'^quorate_gateway_requests_total\{route="hello",status="2xx"\} (\S+)$'
+COUNTED_BY_ENVOY = r"^limit\.http_local_rate_limit\.ok: (\d+)$"
+
+LOAD = Load(f"GET, {CONNECTIONS} connections", CONNECTIONS, PATH)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Where a proxy says how many requests its protections have let through: the sum of what `pattern` finds."""
+
+    url: str
+    pattern: str
+
+    def read(self, http: httpx.Client) -> int:
+        answer = http.get(self.url).raise_for_status()
+        return sum(int(float(found)) for found in re.findall(self.pattern, answer.text, re.MULTILINE))
+
+
+Program = Callable[[Bench, Sequence[int], Path, int], tuple[Process, Counter | None]]
+"""Starts a proxy that listens on the port given and stands in front of the upstreams given."""
+
+
+class GatewayScenario:
+    name = "gateway"
+    title = "Gateway: one core, 64 kept connections, a JSON answer of about 100 bytes"
+    ours: tuple[str, ...] = ("quorate", "quorate-bare")
+    loads: Sequence[Load] = (LOAD,)
+    goals: Sequence[Goal] = (
+        Goal(LOAD.name, "quorate", "envoy", Figure.RATE, 1.5),
+        Goal(LOAD.name, "quorate", "nginx", Figure.RATE, 0.6),
+    )
+    are_cores_shared = False
+
+    @contextmanager
+    def contenders(self, bench: Bench, profiled: bool = False) -> Iterator[Mapping[str, Start]]:
+        """All stand in front of one upstream, which is up as long as any of them."""
+        with ExitStack() as ends:
+            http = ends.enter_context(httpx.Client(trust_env=False, timeout=CHECK_TIMEOUT_S))
+            upstreams = ends.enter_context(_upstream(bench, http))
+            programs: dict[str, Program] = {
+                "nginx": _nginx,
+                "haproxy": _haproxy,
+                "envoy": _envoy,
+                "envoy-bare": _bare_envoy,
+            }
+            starts: dict[str, Start] = {
+                name: partial(_peer, name, program, bench, upstreams, http) for name, program in programs.items()
+            }
+            for name, template, values, pattern in (
+                ("quorate", "quorate-routes.yaml", {"tokens": TOKENS}, ADMITTED_BY_GATEWAY),
+                ("quorate-bare", "quorate-routes-bare.yaml", {}, COUNTED_BY_GATEWAY),
+            ):
+                routes = render((CONFIGURATIONS / template).read_text(), values)
+                starts[name] = partial(_quorate, name, routes, pattern, bench, upstreams, http, profiled)
+            yield starts
+
+
+class Proxy:
+    """A proxy that is up. Its answers must be the upstream's, byte for byte, and where it counts what its protections
+    let through, that must be what wrk has counted."""
+
+    def __init__(
+        self, process: Process, port: int, http: httpx.Client, counter: Counter | None = None, is_sampled: bool = False
+    ) -> None:
+        self.processes: Sequence[Process] = [process]
+        self.sampled = process if is_sampled else None
+        self._counter = counter
+        self._counted = 0
+        self._origin = f"http://127.0.0.1:{port}"
+        self._http = http
+
+    def url(self, load: Load) -> str:
+        return self._origin + load.path
+
+    def prepare(self, load: Load) -> Sequence[str]:
+        return ()
+
+    def begin(self, load: Load) -> None:
+        self._counted = -self._count()
+
+    def end(self, load: Load) -> None:
+        self._counted += self._count()
+
+    def check(self, load: Load) -> None:
+        answer = self._http.get(self.url(load))
+        if not is_right(answer):
+            raise BenchmarkFailed(f"{self.processes[0].name} answered {answer.status_code}: {answer.text[:500]}")
+
+    def verify(self, load: Load, figures: WrkFigures) -> Iterable[str]:
+        if self._counter is not None and self._counted < figures.requests:
+            name = self.processes[0].name
+            raise BenchmarkFailed(f"wrk counted {figures.requests} requests, and {name} itself {self._counted}")
+        return ()
+
+    def _count(self) -> int:
+        return 0 if self._counter is None else self._counter.read(self._http)
+
+    def answers(self) -> bool:
+        """Whether it routes already."""
+        return is_right(self._http.get(self._origin + PATH))
+
+
+def is_right(answer: httpx.Response) -> bool:
+    return answer.status_code == httpx.codes.OK and answer.text == ANSWER
+
+
+@contextmanager
+def _upstream(bench: Bench, http: httpx.Client) -> Iterator[list[int]]:
+    """nginx on the load's cores; the two ports where it answers."""
+    folder, ports = bench.subfolder("upstream"), bench.ports(2)
+    configuration = write_configuration(
+        "upstream.nginx.conf", folder, {"folder": folder, "answer": ANSWER, **_upstream_ports(ports)}
+    )
+    with _start_nginx(bench, "upstream", configuration, folder, bench.loading) as process:
+        for port in ports:
+            until("the upstream answers", Proxy(process, port, http).answers, [process])
+        yield ports
+
+
+@contextmanager
+def _peer(name: str, start: Program, bench: Bench, upstreams: Sequence[int], http: httpx.Client) -> Iterator[Contender]:
+    (port,) = bench.ports(1)
+    process, counter = start(bench, upstreams, bench.subfolder(name), port)
+    with process:
+        proxy = Proxy(process, port, http, counter)
+        until(f"{name} proxies", proxy.answers, [process])
+        yield proxy
+
+
+@contextmanager
+def _quorate(
+    name: str, routes: str, counted: str, bench: Bench, upstreams: Sequence[int], http: httpx.Client, profiled: bool
+) -> Iterator[Contender]:
+    """The gateway on the tested core; its control plane, one node, on the load's, idle but for its heartbeats."""
+    folder = bench.subfolder(name)
+    port, admin_port, node_port, peer_port = bench.ports(4)
+    node_url = f"http://127.0.0.1:{node_port}"
+    with quorate_processes.start_node("node-1", {"node-1": peer_port}, node_port, bench.loading, folder) as node:
+        quorate_processes.wait_ready(http, node_url, node)
+        quorate_processes.register(http, node_url, "hello", upstreams, TTL_S)
+        quorate_processes.publish_routes(http, node_url, routes)
+        gateway = quorate_processes.start_gateway(port, admin_port, node_url, bench.tested, folder, profiled)
+        with gateway:
+            counter = Counter(f"http://127.0.0.1:{admin_port}/metrics", counted)
+            proxy = Proxy(gateway, port, http, counter, profiled)
+            until(f"{name} proxies", proxy.answers, [node, gateway])
+            yield proxy
+
+
+def _upstream_ports(ports: Sequence[int]) -> dict[str, int]:
+    return {f"upstream_port_{number}": port for number, port in enumerate(ports, 1)}
+
+
+def _start_nginx(bench: Bench, name: str, configuration: Path, folder: Path, cores: Sequence[int]) -> Process:
+    program = bench.programs["nginx"]
+    command = [program.path, "-p", str(folder), "-c", str(configuration), "-e", "stderr"]
+    return Process(name, command, cores, folder, program.environment)
+
+
+def _nginx(bench: Bench, upstreams: Sequence[int], folder: Path, port: int) -> tuple[Process, None]:
+    configuration = write_configuration(
+        "nginx.conf", folder, {"folder": folder, "listen_port": port, **_upstream_ports(upstreams)}
+    )
+    return _start_nginx(bench, "nginx", configuration, folder, bench.tested), None
+
+
+def _haproxy(bench: Bench, upstreams: Sequence[int], folder: Path, port: int) -> tuple[Process, None]:
+    program = bench.programs["haproxy"]
+    configuration = write_configuration("haproxy.cfg", folder, {"listen_port": port, **_upstream_ports(upstreams)})
+    command = [program.path, "-q", "-db", "-f", str(configuration)]
+    return Process("haproxy", command, bench.tested, folder, program.environment), None
+
+
+def _envoy(bench: Bench, upstreams: Sequence[int], folder: Path, port: int) -> tuple[Process, Counter]:
+    process, admin_url = _start_envoy(bench, upstreams, folder, port, "envoy.yaml", {"tokens": TOKENS})
+    return process, Counter(f"{admin_url}/stats?filter=http_local_rate_limit", COUNTED_BY_ENVOY)
+
+
+def _bare_envoy(bench: Bench, upstreams: Sequence[int], folder: Path, port: int) -> tuple[Process, None]:
+    return _start_envoy(bench, upstreams, folder, port, "envoy-bare.yaml", {})[0], None
+
+
+def _start_envoy(
+    bench: Bench, upstreams: Sequence[int], folder: Path, port: int, template: str, values: Mapping[str, object]
+) -> tuple[Process, str]:
+    """The process, and the URL of its admin API."""
+    program = bench.programs["envoy"]
+    (admin_port,) = bench.ports(1)
+    filled = {"listen_port": port, "admin_port": admin_port, **_upstream_ports(upstreams), **values}
+    configuration = write_configuration(template, folder, filled)
+    command = [program.path, "-c", str(configuration), "--concurrency", "1", "--disable-hot-restart", "-l", "critical"]
+    return Process("envoy", command, bench.tested, folder, program.environment), f"http://127.0.0.1:{admin_port}"

@@ -1,0 +1,88 @@
+"""One run of `make bench`: every scenario that was asked for, its tables, and what is written of them."""
+
+import json
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from benchmarks.failures import BenchmarkFailed
+from benchmarks.gateway import GatewayScenario
+from benchmarks.machine import Machine, describe_machine
+from benchmarks.options import Options, parse_options
+from benchmarks.peers import WORKING_FOLDER, read_programs
+from benchmarks.profiles import profile
+from benchmarks.results import describe_results, profile_block, results_block, write_block
+from benchmarks.rounds import Bench, Results, Scenario, run_rounds
+from benchmarks.store import StoreScenario
+from benchmarks.tables import profile_table
+
+CONTENDERS = ("nginx", "haproxy", "envoy", "envoy-bare", "etcd", "quorate", "quorate-bare")
+EXIT_INTERRUPTED = 130
+
+
+def scenarios() -> dict[str, Scenario]:
+    found: list[Scenario] = [GatewayScenario(), StoreScenario()]
+    return {each.name: each for each in found}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0 when all was measured, whatever the figures; 1 when something failed or answered wrongly."""
+    if sys.platform != "linux":
+        tell("make bench needs Linux: it pins processes to cores and reads /proc")
+        return 1
+    known = scenarios()
+    options = parse_options(arguments, tuple(known), CONTENDERS)
+    # As on Ctrl-C, everything that was started is ended on the way out.
+    signal.signal(signal.SIGTERM, _interrupt)
+    runs = WORKING_FOLDER / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=runs))
+    try:
+        programs = read_programs()
+        machine = describe_machine(folder, options.cores, programs.versions)
+        tell("\n".join(machine.lines()))
+        command = " ".join(("make bench", *([f"ARGS={shlex.quote(shlex.join(arguments))}"] if arguments else [])))
+        done = [
+            _run_scenario(known[name], Bench(folder, programs, options.cores), options, machine, command)
+            for name in options.scenarios
+        ]
+    except BenchmarkFailed as error:
+        tell(f"\n{error}")
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.json_file is not None:
+        options.json_file.write_text(json.dumps([asdict(results) for results in done], indent=1) + "\n")
+    return int(any(results.failures for results in done))
+
+
+def _run_scenario(scenario: Scenario, bench: Bench, options: Options, machine: Machine, command: str) -> Results:
+    tell(f"\n{scenario.title}")
+    results = run_rounds(scenario, bench, options.timing, options.only, tell)
+    tell("\n" + describe_results(scenario, results, options.timing))
+    if options.write:
+        write_block(scenario.name, results_block(scenario, results, options.timing, machine, command))
+    if options.profile:
+        profiles = profile(scenario, bench, options.timing, tell)
+        for each in profiles:
+            tell("\n" + profile_table(each))
+        if options.write:
+            write_block(f"{scenario.name} profile", profile_block(profiles, command))
+    return results
+
+
+def tell(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - this is a command, and that is its output
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
