@@ -29,7 +29,7 @@ class ConfigCenterApp:
         checker = ContentChecker(installed_validators())
         self._api = ConfigApi(history, self._feed, checker, context.clock, context.stopping)
         context.tasks.start(follower.run(), "config-feed")
-        context.tasks.start(follower.ask_for_bookmarks(), "config-bookmarks")
+        context.tasks.start(follower.send_bookmarks(), "config-bookmarks")
 
     def mount(self, api: FastAPI) -> None:
         if self._api is None:

@@ -83,12 +83,13 @@ class Interest:
 class _Subscriber:
     """`pending`: names that changed since its last event; at most as many as it watches."""
 
-    __slots__ = ("interest", "pending", "sent_revision", "woken")
+    __slots__ = ("bookmark_due", "interest", "pending", "sent_revision", "woken")
 
     def __init__(self, interest: Interest) -> None:
         self.interest = interest
         self.pending: set[DocumentName] = set()
         self.sent_revision = 0
+        self.bookmark_due = False
         self.woken = asyncio.Event()
 
 
@@ -101,6 +102,8 @@ class Feed:
         self._by_name: dict[DocumentName, set[_Subscriber]] = defaultdict(set)
         self._by_namespace: dict[str, set[_Subscriber]] = defaultdict(set)
         self._to_wake: dict[_Subscriber, None] = {}
+        self._progress = asyncio.Event()
+        # Set, and replaced, whenever the revision moves.
         self._last_delta: tuple[int, frozenset[DocumentName], bytes] = (0, frozenset(), b"")
 
     @property
@@ -160,8 +163,23 @@ class Feed:
         documents[published.name] = published
         return True
 
+    def publish_bookmark(self) -> None:
+        """Tell every subscriber that it has everything up to the feed's revision, also when that has not moved. The
+        caller has seen that the feed is not behind the store."""
+        for subscriber in self._subscribers:
+            subscriber.bookmark_due = True
+        self._wake_in_turns(self._subscribers)
+
+    async def reach(self, revision: int) -> None:
+        """Until the feed has everything up to `revision`."""
+        while self._revision < revision:
+            await self._progress.wait()
+
     def _advance(self, revision: int) -> None:
-        self._revision = max(self._revision, revision)
+        if revision > self._revision:
+            self._revision = revision
+            self._progress.set()
+            self._progress = asyncio.Event()
 
     def _wake(self, changed: Iterable[DocumentName]) -> None:
         for name in changed:
@@ -240,11 +258,13 @@ class Feed:
         before, subscriber.sent_revision = subscriber.sent_revision, max(subscriber.sent_revision, self._revision)
         names = frozenset(subscriber.pending)
         subscriber.pending.clear()
+        bookmark_due, subscriber.bookmark_due = subscriber.bookmark_due, False
         # A client that is ahead of this node has seen what is not newer than its own revision.
         unseen = frozenset(name for name in names if self._documents[name.namespace][name].revision > before)
         if unseen:
             return self._delta(unseen)
-        return _encode("bookmark", self._revision, ()) if self._revision > before else None
+        is_bookmark = bookmark_due or self._revision > before
+        return _encode("bookmark", subscriber.sent_revision, ()) if is_bookmark else None
 
     def _delta(self, names: frozenset[DocumentName]) -> bytes:
         """Subscribers who watch the same are woken by the same change: it is put together once for all of them."""

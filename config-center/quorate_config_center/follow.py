@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
-from quorate_core.errors import Compacted, InvariantViolation, QuorateError
+from quorate_core.errors import Compacted, FutureRevision, InvariantViolation, QuorateError
 from quorate_store.model import prefix_end
 from quorate_store.port import Store, Watch
 
@@ -19,8 +19,9 @@ from quorate_config_center.model import CURRENT_PREFIX, HISTORY_PREFIX
 
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0
-BOOKMARK_INTERVAL_S = 10.0
-"""How often subscribers are told that they are up to date, when the store moves on and their documents do not."""
+BOOKMARK_INTERVAL_S = 3.0
+"""How often subscribers are told that they are up to date."""
+BARRIER_S_MAX = 5.0
 
 Wait = Callable[[float], Awaitable[None]]
 """Waits this many seconds; `asyncio.sleep` outside tests."""
@@ -49,15 +50,28 @@ class FeedFollower:
             await self._wait(backoff_s)
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
-    async def ask_for_bookmarks(self) -> None:
-        """Until cancelled: has the store say how far it is, so that subscribers know how fresh they are."""
+    async def send_bookmarks(self) -> None:
+        """Until cancelled. Bookmarks only after a linearizable read: a node that is cut off from the majority falls
+        silent, and its subscribers go elsewhere."""
         while True:
             await self._wait(BOOKMARK_INTERVAL_S)
-            if self._watch is not None:
-                try:
-                    await self._watch.request_progress()
-                except QuorateError as error:
-                    log.info("config_bookmark_not_asked_for", reason=error.detail)  # the watch itself will end, too
+            if not self._feed.subscribers:
+                continue
+            try:
+                async with asyncio.timeout(BARRIER_S_MAX):
+                    await self._catch_up()
+            except (QuorateError, TimeoutError) as error:
+                log.debug("config_bookmark_left_out", reason=str(error))  # the lost watch, too, is logged
+                continue
+            self._feed.publish_bookmark()
+
+    async def _catch_up(self) -> None:
+        """Until the feed has everything that was committed before this call."""
+        # One key suffices: what is wanted is the revision of a linearizable read.
+        revision = (await self._store.range(CURRENT_PREFIX, count_only=True)).revision
+        if self._feed.revision < revision and self._watch is not None:
+            await self._watch.request_progress()
+        await self._feed.reach(revision)
 
     async def _follow_until_lost(self) -> str:
         try:
@@ -65,7 +79,7 @@ class FeedFollower:
                 await self._load()
                 self._must_load = False
             await self._follow()
-        except (Compacted, IncompleteChange) as error:
+        except (Compacted, FutureRevision, IncompleteChange) as error:
             self._must_load = True
             return str(error)
         except QuorateError as error:

@@ -22,7 +22,7 @@ class RegistryApp:
         """Begin to load; does not wait for the store."""
         subscriptions = Subscriptions()
         feed = CatalogFeed(context.store, self._catalog, subscriptions, context.tasks)
-        registrar = Registrar(context.store, self._catalog, feed)
+        registrar = Registrar(context.store, self._catalog, feed, context.tasks)
         self._api = RegistryApi(registrar, self._catalog, feed, subscriptions, context.stopping)
         feed.start()
 

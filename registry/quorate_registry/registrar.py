@@ -5,10 +5,12 @@ first and revokes the former lease after that, so that an instance that register
 Each write compares the key's revision with what it was decided on; who loses the comparison decides again.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
-from quorate_core.errors import Conflict, NotFound, OutcomeUnknown, QuorateError
+from quorate_core.errors import Conflict, DeadlineExceeded, NotFound, OutcomeUnknown, QuorateError
+from quorate_core.tasks import TaskOwner
 from quorate_sdk.wire import InstancePatch, InstanceSpec
 from quorate_store.model import Compare, CompareResult, CompareTarget, KeyValue, PutOp, RangeOp, RangeResult
 from quorate_store.port import Store
@@ -30,31 +32,48 @@ from quorate_registry.model import (
 DECISIONS_MAX = 8
 """Comparisons that one call may lose before it answers Conflict."""
 
+REGISTER_S_MAX = 15.0
+"""A registration whose caller has gone away is ended after so long at most."""
+
 log = structlog.get_logger(__name__)
 
 
 class Registrar:
     """Every call may raise the store's NotProposed, OutcomeUnknown or DeadlineExceeded."""
 
-    def __init__(self, store: Store, catalog: Catalog, feed: CatalogFeed) -> None:
+    def __init__(self, store: Store, catalog: Catalog, feed: CatalogFeed, tasks: TaskOwner) -> None:
+        """`tasks`: what outlives its caller runs there."""
         self._store = store
         self._catalog = catalog
         self._feed = feed
+        self._tasks = tasks
 
     async def register(self, name: InstanceName, spec: InstanceSpec) -> tuple[InstanceView, bool]:
         """The instance as registered, and whether it is new. Registering again replaces it.
 
         Raises Conflict when others keep changing it.
+
+        It comes to its end also when this call is cancelled: cancelled midway it would leave a lease behind, or revoke
+        one that the key is attached to by then.
         """
-        record = record_of(spec)
+        outcome = await asyncio.shield(self._tasks.start(self._register(name, record_of(spec)), "registration"))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _register(self, name: InstanceName, record: Record) -> tuple[InstanceView, bool] | Exception:
+        """Returns the error, which belongs to the caller and not to the owner of tasks."""
         attempt = _Registration(self._store, name, record)
         try:
-            return await attempt.run(await self._read(name))
-        except OutcomeUnknown:
-            raise  # the key may be attached to the new lease: it ends by itself, or lives by its heartbeats
-        except QuorateError:
+            async with asyncio.timeout(REGISTER_S_MAX):
+                return await attempt.run(await self._read(name))
+        except OutcomeUnknown as error:
+            return error  # the key may be attached to the new lease: it ends by itself, or lives by its heartbeats
+        except TimeoutError:
+            return DeadlineExceeded(f"the store has not registered {name} within {REGISTER_S_MAX} s")
+        except Exception as error:
             await attempt.drop_unused_lease()
-            raise
+            return error
 
     async def patch(self, name: InstanceName, patch: InstancePatch) -> InstanceView:
         """Raises NotFound, or Conflict when others keep changing it."""

@@ -2,9 +2,9 @@
 
     import quorate_sdk as quorate
 
-    settings = quorate.config(OrderSettings, "order/settings.yaml")   # settings.current follows the document
-    http = quorate.http()                                             # http.get("http://inventory/stock/widget")
-    app = FastAPI(lifespan=quorate.lifespan("order", port=8000))      # registers, heartbeats, drains
+    settings = quorate.config(Settings, "greeter/settings.yaml")    # settings.current follows the document
+    http = quorate.http()                                           # http.get("http://inventory/stock/widget")
+    app = FastAPI(lifespan=quorate.lifespan("greeter", port=8000))  # registers, heartbeats, drains
 
 These three use one client made from the environment (`default_client`); `Client` is the same, given explicitly.
 """

@@ -18,7 +18,7 @@ from quorate_sdk.discovery import Discovery
 from quorate_sdk.heartbeat import DRAIN_S_MAX
 from quorate_sdk.live_settings import LiveSettings
 from quorate_sdk.registration import Registration, default_instance_id, validated_spec
-from quorate_sdk.service_http import service_client
+from quorate_sdk.service_http import ServiceTransport, connections, http_client, split_options
 from quorate_sdk.wire import DEFAULT_NAMESPACE, TTL_S_DEFAULT, InstanceStatus
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -54,6 +54,7 @@ class Client:
         self.config_watcher = ConfigWatcher(self.control_plane, namespace, cache_file=_in(cache_dir, "settings.json"))
         self._settings: dict[tuple[str, type[BaseModel]], LiveSettings[Any]] = {}
         self._http_clients: list[httpx.AsyncClient] = []
+        self._transports: list[ServiceTransport] = []
         self._registrations: list[Registration] = []
         self._started = False
         self.closed = False
@@ -81,10 +82,18 @@ class Client:
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         """A client for which `http://inventory/…` is the service `inventory`; `close` closes it. `options` are
-        httpx.AsyncClient's. Make one and keep it: it holds the connections."""
-        client = service_client(self.discovery, **options)
+        httpx.AsyncClient's, except those that replace its way to a server, such as transport, mounts and proxy, for
+        which it raises TypeError. Make one and keep it: it holds the connections."""
+        for_connections, for_client = split_options(options)
+        client = http_client(self.transport(**for_connections), **for_client)
         self._http_clients.append(client)
         return client
+
+    def transport(self, **options: Any) -> ServiceTransport:
+        """What finds instances for `http`; `close` closes it. `options`: service_http.CONNECTION_OPTIONS."""
+        transport = ServiceTransport(self.discovery, connections(**options))
+        self._transports.append(transport)
+        return transport
 
     async def start(self, wait_s: float = START_WAIT_S) -> None:
         """Begin to watch; waits up to `wait_s` seconds for a first copy, and goes on without one."""
@@ -116,7 +125,13 @@ class Client:
     ) -> Registration:
         """Register this process. Waits up to `wait_s` seconds for the registry, and goes on trying after it.
 
-        `host` and `port` are where others reach it. Raises SettingsError for what the registry would refuse.
+        `host` and `port` are where others reach it. `instance_id`: unique within the service; made of this machine's
+        name and the port when not given. `weight`: 0 takes no traffic, all others count the same so far. `zone` and
+        `version` are told to others and decide nothing. `ttl_s`: seconds after the last heartbeat until it counts as
+        gone; heartbeats come three times as often. `status`: only UP takes traffic; `Registration.change` changes it.
+        `when_listening`: not before something accepts connections at `host` and `port`.
+
+        Raises SettingsError for what the registry would refuse.
         """
         spec = validated_spec(
             {
@@ -147,6 +162,8 @@ class Client:
         await self.config_watcher.stop()
         for client in self._http_clients:
             await client.aclose()
+        for transport in self._transports:
+            await transport.aclose()
         await self.control_plane.aclose()
 
     async def __aenter__(self) -> Self:

@@ -11,7 +11,7 @@ from quorate_core.tasks import TaskOwner
 
 from quorate_sdk.cache import CacheFile
 from quorate_sdk.control_plane import ControlPlane, StreamEvent
-from quorate_sdk.following import EventFollower
+from quorate_sdk.following import BOOKMARK_SILENCE_S_MAX, EventFollower
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import DEFAULT_NAMESPACE, Bookmark, ConfigDelta, ConfigDocument, ConfigSnapshot
 
@@ -56,6 +56,7 @@ class ConfigWatcher:
             f"/v1/config/{namespace}/watch",
             lambda: [("key", key) for key in self._keys],
             self,
+            event_silence_s_max=BOOKMARK_SILENCE_S_MAX,
         )
 
     @property

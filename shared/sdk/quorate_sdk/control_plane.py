@@ -85,7 +85,7 @@ class ControlPlane:
             url = self._endpoints.current
             try:
                 response = await self._client.request(method, url + path, timeout=call.timeout(), **request_options)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 delay_s = call.failed_to_answer(url, error, self._chance.random())
             else:
                 if _is_success(response):
@@ -120,7 +120,7 @@ class ControlPlane:
                     async for event in events:
                         if event.data:  # a keep-alive comment after an id looks like an event without data
                             yield StreamEvent(event.event, int(event.id) if event.id.isdecimal() else None, event.data)
-        except (httpx.TransportError, httpx.StreamError, SSEError) as error:
+        except (httpx.RequestError, httpx.StreamError, SSEError) as error:
             self._endpoints.leave(url)
             raise Unavailable(f"the event stream of {url} failed: {_readable(error)}") from error
         except QuorateError:
@@ -144,15 +144,21 @@ class ControlPlane:
 
 
 class BlockingControlPlane:
-    """The same for a thread. `abandon`, from another thread, ends the waiting of the present call for its next try."""
+    """The same for a thread. `abandon`, from another thread, ends the present call after its present try, and makes
+    all later ones fail, until `go_on`. `transport`: httpx's own when not given."""
 
     def __init__(
-        self, endpoints: Sequence[str], token: str | None = None, *, chance: random.Random | None = None
+        self,
+        endpoints: Sequence[str],
+        token: str | None = None,
+        *,
+        chance: random.Random | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._endpoints = Endpoints(endpoints)
         self._chance = chance or random.Random()
         self._abandoned = threading.Event()
-        self._client = httpx.Client(headers=_headers(token), trust_env=False)
+        self._client = httpx.Client(headers=_headers(token), trust_env=False, transport=transport)
 
     def request(
         self,
@@ -162,25 +168,30 @@ class BlockingControlPlane:
         json: Any = None,
         idempotent: bool | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        attempt_timeout_s: float | None = None,
     ) -> httpx.Response:
-        """As `ControlPlane.request`."""
-        call = _Call(self._endpoints, method, path, idempotent, timeout_s, None)
-        self._abandoned.clear()
-        while True:
+        """As `ControlPlane.request`; raises Unavailable, too, when it was abandoned."""
+        call = _Call(self._endpoints, method, path, idempotent, timeout_s, attempt_timeout_s)
+        while not self._abandoned.is_set():
             url = self._endpoints.current
             try:
                 response = self._client.request(method, url + path, json=json, timeout=call.timeout())
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 delay_s = call.failed_to_answer(url, error, self._chance.random())
             else:
                 if _is_success(response):
                     return response
                 delay_s = call.answered_with_error(url, response, self._chance.random())
-            if delay_s is None or self._abandoned.wait(delay_s):
+            if delay_s is None:
                 raise call.error
+            self._abandoned.wait(delay_s)
+        raise call.error
 
     def abandon(self) -> None:
         self._abandoned.set()
+
+    def go_on(self) -> None:
+        self._abandoned.clear()
 
     def close(self) -> None:
         self._client.close()
@@ -208,9 +219,10 @@ class _Call:
 
     def timeout(self) -> httpx.Timeout:
         left_s = max(0.001, self._deadline_s - time.monotonic())
-        return httpx.Timeout(min(left_s, self._attempt_timeout_s), connect=min(left_s, CONNECT_TIMEOUT_S))
+        attempt_s = min(left_s, self._attempt_timeout_s)
+        return httpx.Timeout(attempt_s, connect=min(attempt_s, CONNECT_TIMEOUT_S))
 
-    def failed_to_answer(self, url: str, error: httpx.TransportError, spread: float) -> float | None:
+    def failed_to_answer(self, url: str, error: httpx.RequestError, spread: float) -> float | None:
         """Seconds until the next try, or None: raise `self.error`."""
         failure = Failure.NOT_SENT if isinstance(error, _NOT_SENT) else Failure.UNKNOWN
         reason = f"{self._what}: {url} does not answer ({_readable(error)})"

@@ -10,13 +10,10 @@ from quorate_core.tasks import TaskOwner
 
 from quorate_sdk.cache import CacheFile
 from quorate_sdk.control_plane import ControlPlane, StreamEvent
-from quorate_sdk.following import EventFollower
+from quorate_sdk.following import BOOKMARK_SILENCE_S_MAX, EventFollower
 from quorate_sdk.instance_table import CachedInstances, InstanceTable
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import DEFAULT_NAMESPACE, Bookmark, Instance, RegistryDelta, RegistrySnapshot
-
-BOOKMARK_SILENCE_S_MAX = 20.0
-"""The registry sends a bookmark every few seconds as long as its node is in touch with a majority."""
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ The states, and what leads from one to the next:
 
     away        no stream; the copy stays as it is and grows stale. After a backoff: connect, resuming by the copy's
                 revision.
-    connected   a first event has come. The stream fails or ends, or its node stays silent: away.
+    connected   a first event has come. The stream fails or ends, its node stays silent, or following is ended: away.
 
 A `resync` event, a refused revision, or an event that cannot be read lead to a connection without a revision, so
 that the next event is a snapshot. The copy is never emptied for want of a control plane.
@@ -26,6 +26,8 @@ from quorate_sdk.failover import backoff_s
 
 STREAM_STABLE_S = 5.0
 """A stream that has lived so long was good: the backoff starts anew after it."""
+BOOKMARK_SILENCE_S_MAX = 20.0
+"""Registry and config center send a bookmark every 3 s as long as their node is in touch with a majority."""
 REMINDER_FAILURES = 60
 """While the control plane is away, every so many failures are worth a line in the log."""
 
@@ -97,22 +99,33 @@ class EventFollower:
         self._restart.set()
 
     async def run(self) -> None:
-        while True:
-            self._restart.clear()
-            began_at_s = time.monotonic()
-            try:
-                await self._until_restart()
-            except _MustResync as error:
+        """Until cancelled; no failure of a stream, or of the copy, ends it."""
+        try:
+            while True:
+                await self._follow_with_backoff()
+        finally:
+            self._disconnected()
+
+    async def _follow_with_backoff(self) -> None:
+        self._restart.clear()
+        began_at_s = time.monotonic()
+        try:
+            await self._until_restart()
+        except _MustResync as error:
+            self._resume = False
+            self._lost(str(error))
+        except QuorateError as error:
+            if isinstance(error, Compacted | FutureRevision):
                 self._resume = False
-                self._lost(str(error))
-            except QuorateError as error:
-                if isinstance(error, Compacted | FutureRevision):
-                    self._resume = False
-                self._lost(error.detail)
-            if not self._restart.is_set():
-                lived_long = time.monotonic() - began_at_s >= STREAM_STABLE_S
-                self._failures = 1 if lived_long else self._failures + 1
-                await asyncio.sleep(backoff_s(self._failures, self._chance.random()))
+            self._lost(error.detail)
+        except Exception as error:
+            # A defect, here or in a library. Whatever state it has left, a snapshot puts it right.
+            self._resume = False
+            self._lost(f"{type(error).__name__}: {error}", defect=error)
+        if not self._restart.is_set():
+            lived_long = time.monotonic() - began_at_s >= STREAM_STABLE_S
+            self._failures = 1 if lived_long else self._failures + 1
+            await asyncio.sleep(backoff_s(self._failures, self._chance.random()))
 
     async def _until_restart(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -140,7 +153,7 @@ class EventFollower:
         except TimeoutError:
             self._control_plane.leave_endpoint()
             return Unavailable(f"no event for {self._event_silence_s_max} s: this node may be cut off")
-        except (QuorateError, _MustResync) as error:
+        except Exception as error:  # raised by `_until_restart`, and told there by its kind
             return error
         return Unavailable("the server ended the stream")
 
@@ -162,10 +175,16 @@ class EventFollower:
         if self._event_silence_s_max is not None:
             watchdog.reschedule(asyncio.get_running_loop().time() + self._event_silence_s_max)
 
-    def _lost(self, reason: str) -> None:
-        if self.connected:
-            self.connected = False
-            self._confirmed_at_s = time.monotonic()
-        elif self._failures % REMINDER_FAILURES:
+    def _lost(self, reason: str, *, defect: Exception | None = None) -> None:
+        if not self._disconnected() and self._failures % REMINDER_FAILURES:
             return  # said already
-        log.warning("control_plane_away", following=self._name, reason=reason, revision=self._copy.revision)
+        log.warning(
+            "control_plane_away", following=self._name, reason=reason, revision=self._copy.revision, exc_info=defect
+        )
+
+    def _disconnected(self) -> bool:
+        """Whether it was connected until now."""
+        was_connected, self.connected = self.connected, False
+        if was_connected:
+            self._confirmed_at_s = time.monotonic()
+        return was_connected

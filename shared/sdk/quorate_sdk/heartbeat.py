@@ -19,12 +19,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import structlog
 from pydantic import ValidationError
 from quorate_core.errors import NotFound, QuorateError
 
-from quorate_sdk.control_plane import BlockingControlPlane
+from quorate_sdk.control_plane import ATTEMPT_TIMEOUT_S, REQUEST_TIMEOUT_S, BlockingControlPlane
 from quorate_sdk.failover import backoff_s
 from quorate_sdk.wire import Heartbeat, HeartbeatResult, Instance, InstanceRef, InstanceSpec, InstanceStatus
 
@@ -59,6 +61,11 @@ class Upkeep:
         return min(backoff_s(self._failures, spread), self._interval_s)
 
     @property
+    def attempt_timeout_s(self) -> float:
+        """Of one try: when a node hangs, another one is asked well before the next heartbeat is due."""
+        return min(ATTEMPT_TIMEOUT_S, self._interval_s / 2)
+
+    @property
     def failures(self) -> int:
         return self._failures
 
@@ -87,6 +94,8 @@ class InstanceKeeper:
         self._upkeep = Upkeep(spec.ttl_s)
         self._changed = threading.Condition()
         self._hurry = False
+        self._offered = False
+        # Sticky, set before the first PUT: from then on the registry may have it, whatever became of the answers.
         self._draining_until_s: float | None = None
         self._owner_pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"keep-{service}-{instance_id}", daemon=True)
@@ -122,9 +131,10 @@ class InstanceKeeper:
             return
         with self._changed:
             if self._draining_until_s is None:
+                # NB: abandoned before the thread can see that it is to leave, which is when it takes that back.
+                self._control_plane.abandon()
                 self._draining_until_s = time.monotonic() + timeout_s
             self._wake()
-        self._control_plane.abandon()
         self._thread.join(timeout_s + 1.0)
 
     def _wake(self) -> None:
@@ -141,8 +151,7 @@ class InstanceKeeper:
                     self._hurry = False
             self._leave()
         except Exception:
-            # A defect here must be seen: without this thread the instance is gone after its time to live.
-            log.exception("registration_thread_failed", **self._names())
+            log.exception("drain_failed", **self._names())  # the registration ends by its time to live
         finally:
             self.registered.clear()
             self._control_plane.close()
@@ -159,11 +168,17 @@ class InstanceKeeper:
             self.last_error = error.detail if isinstance(error, QuorateError) else str(error)
             if self._upkeep.failures % REMINDER_FAILURES == 0:
                 log.warning("registration_failing", **self._names(), error=self.last_error)
-            return self._upkeep.failed(self._chance.random())
+        except Exception as error:
+            # A defect must be seen, and must not cost the registration.
+            self.last_error = f"{type(error).__name__}: {error}"
+            if self._upkeep.failures % REMINDER_FAILURES == 0:
+                log.exception("registration_step_failed", **self._names())
+        return self._upkeep.failed(self._chance.random())
 
     def _register(self) -> float:
         spec = self._spec
-        answer = self._control_plane.request("PUT", self._path, json=spec.model_dump(mode="json"), idempotent=True)
+        self._offered = True
+        answer = self._request("PUT", self._path, spec.model_dump(mode="json"))
         instance = Instance.model_validate_json(answer.content)
         with self._changed:
             if spec is not self._spec:
@@ -176,7 +191,7 @@ class InstanceKeeper:
 
     def _renew(self) -> float:
         heartbeat = Heartbeat(instances=[self._reference]).model_dump(mode="json")
-        answer = self._control_plane.request("POST", "/v1/registry/heartbeat", json=heartbeat, idempotent=True)
+        answer = self._request("POST", "/v1/registry/heartbeat", heartbeat)
         if HeartbeatResult.model_validate_json(answer.content).unknown:
             log.warning("registration_forgotten", **self._names())
             self.registered.clear()
@@ -186,23 +201,27 @@ class InstanceKeeper:
             log.info("registration_renewed_again", **self._names())
         return self._upkeep.succeeded(self._chance.random())
 
+    def _request(self, method: str, path: str, body: Any, timeout_s: float = REQUEST_TIMEOUT_S) -> httpx.Response:
+        return self._control_plane.request(
+            method, path, json=body, idempotent=True, timeout_s=timeout_s,
+            attempt_timeout_s=self._upkeep.attempt_timeout_s,
+        )  # fmt: skip
+
     def _leave(self) -> None:
+        if not self._offered:
+            return
+        self._control_plane.go_on()
         deadline_s = self._draining_until_s or 0.0
-        if self.registered.is_set():
-            drain = {"status": InstanceStatus.DRAINING.value}
-            if self._try_once("PATCH", deadline_s, drain):
-                time.sleep(max(0.0, min(DRAIN_NOTICE_S, deadline_s - time.monotonic())))
-        elif self.last_error is None:
-            return  # never offered to the registry
-        if self._try_once("DELETE", deadline_s):
+        if self._is_done_in_time("PATCH", deadline_s, {"status": InstanceStatus.DRAINING.value}):
+            time.sleep(max(0.0, min(DRAIN_NOTICE_S, deadline_s - time.monotonic())))
+        if self._is_done_in_time("DELETE", deadline_s):
             log.info("deregistered", **self._names())
 
-    def _try_once(self, method: str, deadline_s: float, body: dict[str, str] | None = None) -> bool:
+    def _is_done_in_time(self, method: str, deadline_s: float, body: dict[str, str] | None = None) -> bool:
         try:
-            left_s = deadline_s - time.monotonic()
-            self._control_plane.request(method, self._path, json=body, idempotent=True, timeout_s=left_s)
+            self._request(method, self._path, body, timeout_s=deadline_s - time.monotonic())
         except NotFound:
-            return True
+            return False  # gone already
         except QuorateError as error:
             log.warning("drain_step_failed", **self._names(), step=method, error=error.detail)
             return False

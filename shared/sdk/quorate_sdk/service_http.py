@@ -5,6 +5,7 @@ is. An instance that refuses the connection has seen nothing of the request, so 
 """
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from quorate_sdk.wire import Instance
 ATTEMPTS_MAX = 3
 """Instances that are tried for one request."""
 READY_WAIT_S = 2.0
-"""A first request waits so long for the first copy of the registry."""
+"""Each request waits so long as long as there is no copy of the registry yet."""
 CONNECT_TIMEOUT_S = 1.0
 READ_TIMEOUT_S = 10.0
 POOL_WAIT_S = 5.0
@@ -24,6 +25,15 @@ CONNECTIONS_MAX = 200
 IDLE_CONNECTION_S = 4.0
 """Below uvicorn's own default of 5 s, so that no request meets a connection that is being closed."""
 BALANCERS_MAX = 1_024
+CONNECTION_OPTIONS = frozenset({"verify", "cert", "http1", "http2", "limits", "local_address", "socket_options"})
+"""Options of httpx.AsyncHTTPTransport, for the connections to instances."""
+CLIENT_OPTIONS = frozenset(
+    {
+        "auth", "params", "headers", "cookies", "timeout", "follow_redirects", "max_redirects", "event_hooks",
+        "base_url", "default_encoding",
+    }
+)  # fmt: skip
+"""Options of httpx.AsyncClient that have nothing to do with how connections are made."""
 
 
 class ServiceTransport(httpx.AsyncBaseTransport):
@@ -36,9 +46,9 @@ class ServiceTransport(httpx.AsyncBaseTransport):
         *,
         chance: random.Random | None = None,
     ) -> None:
-        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=IDLE_CONNECTION_S)
+        """`inner` makes the connections: `connections()` when not given."""
         self._discovery = discovery
-        self._inner = inner or httpx.AsyncHTTPTransport(limits=limits)
+        self._inner = inner or connections()
         self._chance = chance or random.Random()
         self._balancers: dict[str, tuple[tuple[Instance, ...], tuple[Instance, ...], RoundRobin[Instance]]] = {}
 
@@ -92,10 +102,27 @@ def is_service_name(url: httpx.URL) -> bool:
     )
 
 
-def service_client(discovery: Discovery, **options: Any) -> httpx.AsyncClient:
-    """`options` are httpx.AsyncClient's."""
+def connections(**options: Any) -> httpx.AsyncHTTPTransport:
+    """`options`: some of CONNECTION_OPTIONS."""
+    limits = httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=IDLE_CONNECTION_S)
+    return httpx.AsyncHTTPTransport(**{"limits": limits, **options})
+
+
+def http_client(transport: httpx.AsyncBaseTransport, **options: Any) -> httpx.AsyncClient:
+    """`options`: some of CLIENT_OPTIONS."""
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=POOL_WAIT_S)
-    return httpx.AsyncClient(transport=ServiceTransport(discovery), **{"timeout": timeout, **options})
+    return httpx.AsyncClient(transport=transport, **{"timeout": timeout, **options})
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options for the connections and those for the client. Raises TypeError naming those that are neither."""
+    if refused := sorted(options.keys() - CONNECTION_OPTIONS - CLIENT_OPTIONS):
+        known = ", ".join(sorted(CONNECTION_OPTIONS | CLIENT_OPTIONS))
+        raise TypeError(
+            f"http() finds instances by a transport of its own and takes no {', '.join(refused)}; only {known}"
+        )
+    for_connections = {name: value for name, value in options.items() if name in CONNECTION_OPTIONS}
+    return for_connections, {name: value for name, value in options.items() if name not in CONNECTION_OPTIONS}
 
 
 def _addressed(request: httpx.Request, instance: Instance) -> httpx.Request:

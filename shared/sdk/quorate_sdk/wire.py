@@ -36,13 +36,14 @@ Cluster, under `/v1/cluster`:
     GET /status   -> ClusterStatus: every node, and who did not answer
     GET /node     -> NodeStatus: this node alone
 
+Requests with a field that the server does not know are refused; clients ignore fields and events that they do not know.
 Errors are application/problem+json (RFC 9457) with `retry`: safe, unknown or never.
 """
 
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -67,8 +68,16 @@ CONTENT_BYTES_MAX = 1_048_576
 WAIT_S_MAX = 55.0
 
 
-class _Wire(BaseModel):
+class _Request(BaseModel):
+    """A field that the server does not know is a mistake of the caller's."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Answer(BaseModel):
+    """Of answers and events: fields that a later server adds are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class InstanceStatus(StrEnum):
@@ -79,8 +88,16 @@ class InstanceStatus(StrEnum):
     DOWN = "DOWN"
 
 
-class InstanceSpec(_Wire):
-    """What registers an instance. It is gone `ttl_s` seconds after its last heartbeat."""
+def _known_status(status: object) -> object:
+    is_later = isinstance(status, str) and status not in InstanceStatus.__members__.values()
+    return InstanceStatus.OUT_OF_SERVICE if is_later else status
+
+
+class InstanceSpec(_Request):
+    """What registers an instance. It is gone `ttl_s` seconds after its last heartbeat.
+
+    `weight`: 0 takes no traffic. Of others nothing counts so far: all of them get the same share.
+    """
 
     host: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
     port: Annotated[int, Field(ge=1, le=65_535)]
@@ -93,7 +110,7 @@ class InstanceSpec(_Wire):
     ttl_s: Annotated[int, Field(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S_DEFAULT
 
 
-class InstancePatch(_Wire):
+class InstancePatch(_Request):
     """Changes only what is given."""
 
     weight: Annotated[int, Field(ge=0, le=1_000)] | None = None
@@ -102,7 +119,7 @@ class InstancePatch(_Wire):
     """Replaces the former as a whole."""
 
 
-class Instance(_Wire):
+class Instance(_Answer):
     """An instance as others see it. `revision` is the store revision of its last change."""
 
     namespace: str
@@ -115,7 +132,8 @@ class Instance(_Wire):
     zone: str
     version: str
     metadata: dict[str, str]
-    status: InstanceStatus
+    status: Annotated[InstanceStatus, BeforeValidator(_known_status)]
+    """One of a later server reads as OUT_OF_SERVICE: it takes no traffic."""
     ttl_s: int
     revision: int
 
@@ -128,28 +146,34 @@ class Instance(_Wire):
         return self.status is InstanceStatus.UP and self.weight > 0
 
 
-class Deregistered(_Wire):
+class Deregistered(_Answer):
     revision: int
 
 
-class InstanceRef(_Wire):
+class InstanceRef(_Request):
     namespace: Name = DEFAULT_NAMESPACE
     service: Name
     id: Key
 
 
-class Heartbeat(_Wire):
+class AnsweredRef(InstanceRef):
+    """The same in an answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Heartbeat(_Request):
     instances: Annotated[list[InstanceRef], Field(max_length=HEARTBEAT_INSTANCES_MAX)]
 
 
-class HeartbeatResult(_Wire):
+class HeartbeatResult(_Answer):
     """`unknown` must register again."""
 
     renewed: int
-    unknown: list[InstanceRef]
+    unknown: list[AnsweredRef]
 
 
-class ServiceInstances(_Wire):
+class ServiceInstances(_Answer):
     """`revision`: everything up to it is in the answer."""
 
     namespace: str
@@ -158,26 +182,26 @@ class ServiceInstances(_Wire):
     instances: list[Instance]
 
 
-class ServiceSummary(_Wire):
+class ServiceSummary(_Answer):
     service: str
     instances: int
     up: int
 
 
-class ServiceList(_Wire):
+class ServiceList(_Answer):
     namespace: str
     revision: int
     services: list[ServiceSummary]
 
 
-class RegistrySnapshot(_Wire):
+class RegistrySnapshot(_Answer):
     """`snapshot` of a registry watch."""
 
     revision: int
     services: dict[str, list[Instance]]
 
 
-class InstanceChange(_Wire):
+class InstanceChange(_Answer):
     """`instance` is absent when it is gone."""
 
     service: str
@@ -185,18 +209,18 @@ class InstanceChange(_Wire):
     instance: Instance | None = None
 
 
-class RegistryDelta(_Wire):
+class RegistryDelta(_Answer):
     """`delta` of a registry watch."""
 
     revision: int
     changes: list[InstanceChange]
 
 
-class Bookmark(_Wire):
+class Bookmark(_Answer):
     revision: int
 
 
-class Resync(_Wire):
+class Resync(_Answer):
     reason: str
 
 
@@ -208,7 +232,12 @@ class ConfigFormat(StrEnum):
     TEXT = "text"
 
 
-class ConfigMetadata(_Wire):
+def _known_format(chosen: object) -> object:
+    is_later = isinstance(chosen, str) and chosen not in ConfigFormat.__members__.values()
+    return ConfigFormat.TEXT if is_later else chosen
+
+
+class ConfigMetadata(_Answer):
     """One version of a document. `version` counts its changes from 1 and never repeats; `revision` is the store's.
     A deletion is a version too."""
 
@@ -217,7 +246,8 @@ class ConfigMetadata(_Wire):
     key: str
     version: int
     revision: int
-    format: ConfigFormat
+    format: Annotated[ConfigFormat, BeforeValidator(_known_format)]
+    """One of a later server reads as text."""
     deleted: bool = False
     author: str
     comment: str
@@ -230,17 +260,17 @@ class ConfigDocument(ConfigMetadata):
     content: str
 
 
-class ConfigHistory(_Wire):
+class ConfigHistory(_Answer):
     versions: list[ConfigMetadata]
 
 
-class ConfigList(_Wire):
+class ConfigList(_Answer):
     namespace: str
     revision: int
     documents: list[ConfigMetadata]
 
 
-class Rollback(_Wire):
+class Rollback(_Request):
     """Publish the content of `version` again, as a new version."""
 
     version: Annotated[int, Field(ge=1)]
@@ -248,21 +278,21 @@ class Rollback(_Wire):
     author: str = ""
 
 
-class ConfigSnapshot(_Wire):
+class ConfigSnapshot(_Answer):
     """`snapshot` of a config watch; documents that do not exist are absent."""
 
     revision: int
     documents: list[ConfigDocument]
 
 
-class ConfigDelta(_Wire):
+class ConfigDelta(_Answer):
     """`delta` of a config watch. A deleted document comes with `deleted` and no content."""
 
     revision: int
     documents: list[ConfigDocument]
 
 
-class NodeStatus(_Wire):
+class NodeStatus(_Answer):
     name: str
     url: str
     role: str
@@ -278,7 +308,7 @@ class NodeStatus(_Wire):
     uptime_s: float
 
 
-class NodeReport(_Wire):
+class NodeReport(_Answer):
     """A node's own word, or why there is none."""
 
     name: str
@@ -287,7 +317,7 @@ class NodeReport(_Wire):
     error: str | None = None
 
 
-class ClusterStatus(_Wire):
+class ClusterStatus(_Answer):
     """`leader` is empty when no majority agrees on one now."""
 
     leader: str

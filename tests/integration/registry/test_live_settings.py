@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, Field
 from quorate_config_center.app import ConfigCenterApp
+from quorate_core.tasks import TaskOwner
 from quorate_registry import RegistryApp
 from quorate_sdk import Client, ControlPlane
 from quorate_sdk.config_watcher import ConfigWatcher
+from quorate_sdk.following import EventFollower
 from quorate_sdk.wire import ConfigMetadata
-from support.registry_server import WAIT_S_MAX, NodeServer
+from support.registry_server import WAIT_S_MAX, BreakableStore, NodeServer
 from support.store_local import local_store
 
 SETTINGS = "/v1/config/default/order/settings.yaml"
@@ -121,3 +123,26 @@ async def test_a_watcher_hears_only_of_its_own_documents(node: NodeServer, contr
     assert watcher.documents["order/settings.yaml"].content == "max_lines: 5"
     assert (watcher.connected, watcher.stale_s) == (True, 0.0)
     await watcher.stop()
+
+
+async def test_a_node_that_is_cut_off_falls_silent_and_is_left(tmp_path: Path) -> None:
+    """It goes on sending keep-alive comments, and no bookmark."""
+    apps = (RegistryApp, ConfigCenterApp)
+    async with local_store(tmp_path / "store") as store:
+        cut_off = BreakableStore(store)
+        async with (
+            NodeServer(store, apps) as node,
+            NodeServer(cut_off, apps) as lonely,
+            ControlPlane([lonely.url, node.url]) as control_plane,
+            ControlPlane([node.url]) as publisher,
+        ):
+            watcher = ConfigWatcher(control_plane, keys=["order/settings.yaml"])
+            path = "/v1/config/default/watch"
+            parameters = [("key", "order/settings.yaml")]
+            follower = EventFollower("test", control_plane, path, lambda: parameters, watcher, event_silence_s_max=0.2)
+            async with TaskOwner("test") as tasks, asyncio.timeout(WAIT_S_MAX):
+                tasks.start(follower.run(), "follow")
+                await follower.first_event.wait()
+                cut_off.cut()
+                published = await publish(publisher, "max_lines: 5")
+                await until(watcher, lambda: watcher.revision >= published.revision)

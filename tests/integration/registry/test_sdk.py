@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -12,12 +13,15 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel
+from quorate_config_center.app import ConfigCenterApp
 from quorate_core.clock import ManualClock
 from quorate_core.errors import InvalidRequest, NotFound, NotProposed, OutcomeUnknown, SettingsError, Unavailable
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
-from quorate_sdk import Client, ControlPlane, Discovery, Registration, lifespan
+from quorate_registry import RegistryApp
+from quorate_sdk import Client, ControlPlane, Discovery, Registration, lifespan, shared_client
 from quorate_sdk.following import EventFollower
 from quorate_sdk.wire import InstanceSpec, InstanceStatus
 from quorate_store.port import Store
@@ -26,6 +30,10 @@ from support.store_local import local_store
 
 ORDER_1 = "/v1/registry/default/services/order/instances/order-1"
 SPEC: dict[str, Any] = {"host": "127.0.0.1", "port": 9001}
+
+
+class ShopSettings(BaseModel):
+    lines: int = 1
 
 
 @pytest.fixture
@@ -509,12 +517,80 @@ async def test_an_application_registers_when_it_listens_and_drains_at_the_end(
     await discovery.start()
     listener = open_listener(HostPort("127.0.0.1", 0), "app")
     port = bound_address(listener).port
-    app = FastAPI(lifespan=lifespan("shop", port=port, instance_id="shop-1", client=Client([node.url])))
+    client = Client([node.url])
+    app = FastAPI(lifespan=lifespan("shop", port=port, instance_id="shop-1", zone="z-1", client=client))
     async with TaskOwner("app") as tasks:
         server = HttpServer(app, listener, asyncio.Event(), tasks)
         await server.start()
         await until(discovery, lambda: ids(discovery, "shop") == ["shop-1"])
-        assert discovery.instances("shop")[0].port == port
+        found = discovery.instances("shop")[0]
+        assert (found.port, found.zone) == (port, "z-1")
         await server.stop()
     await until(discovery, lambda: ids(discovery, "shop") == [])
     await discovery.stop()
+    assert not client.closed, "it was handed over, and is its owner's to close"
+    assert (await client.http().get(f"{node.url}/livez")).status_code == 200
+    await client.close()
+
+
+async def test_settings_and_http_of_a_module_outlive_the_application(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in tests of a service: one import, and one lifespan after the other."""
+    monkeypatch.setattr(shared_client, "_clients", [])
+    monkeypatch.setattr(shared_client, "_settings", {})
+    async with NodeServer(store, (RegistryApp, ConfigCenterApp)) as node, Upstream("i-1") as upstream:
+        monkeypatch.setenv("QUORATE_ENDPOINTS", node.url)
+        settings = shared_client.config(ShopSettings, "shop/settings.yaml")
+        http = shared_client.http()
+        told: list[int] = []
+        settings.subscribe(lambda _, new: told.append(new.lines))
+        app = FastAPI(lifespan=lifespan("shop", port=upstream.port))
+        async with (
+            ControlPlane([node.url]) as control_plane,
+            Client([node.url]) as client,
+        ):
+            for lines in (5, 6):
+                service = f"inventory-{lines}"  # the former application's copy knows nothing of the second one
+                await client.register(service=service, host="127.0.0.1", port=upstream.port)
+                await control_plane.request("PUT", "/v1/config/default/shop/settings.yaml", content=f"lines: {lines}")
+                async with app.router.lifespan_context(app):
+                    assert app.state.quorate is shared_client.default_client()
+                    await until(app.state.quorate.discovery, lambda: settings.current.lines == lines)  # noqa: B023
+                    answer = await http.post(f"http://{service}/stock/widget", json={"quantity": 1})
+                    assert answer.status_code == 200
+                assert app.state.quorate.closed
+            assert told == [5, 6]
+    await http.aclose()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_reaches_the_server_only_after_the_instance_has_left(
+    node: NodeServer, control_plane: ControlPlane, number: signal.Signals
+) -> None:
+    """A server closes its listener on SIGTERM; nobody may be sent to it by then."""
+    handed_on = asyncio.Event()
+    was_registered: list[bool] = []
+
+    def handle_exit(_: int, __: object) -> None:
+        was_registered.append(client._registrations[0].registered)
+        handed_on.set()
+
+    former = signal.signal(number, handle_exit)
+    try:
+        async with Upstream("shop-1") as upstream, Client([node.url]) as client:
+            app = FastAPI(lifespan=lifespan("shop", port=upstream.port, instance_id="shop-1", client=client))
+            path = ORDER_1.replace("services/order", "services/shop").replace("order-1", "shop-1")
+            async with app.router.lifespan_context(app), asyncio.timeout(WAIT_S_MAX):
+                assert await client._registrations[0].wait_registered(WAIT_S_MAX)
+                os.kill(os.getpid(), number)
+                await handed_on.wait()
+                with pytest.raises(NotFound):
+                    await control_plane.request("GET", path)
+                os.kill(os.getpid(), number)
+                while len(was_registered) < 2:  # noqa: ASYNC110 - a signal handler sets no event of the loop's
+                    await asyncio.sleep(0)
+            assert was_registered == [False, False]
+        assert signal.getsignal(number) is handle_exit, "put back"
+    finally:
+        signal.signal(number, former)

@@ -279,3 +279,13 @@ async def test_a_change_that_everybody_watches_leaves_the_loop_to_others_in_betw
     assert sum(told_in_a_turn) == len(streams)
     for stream in streams:
         await stream.aclose()  # type: ignore[attr-defined]  # async generators have it
+
+
+async def test_a_bookmark_is_sent_also_when_the_revision_stands_still() -> None:
+    feed = Feed()
+    Script(feed)
+    async with aclosing(feed.events(ALL)) as events:
+        await next_event(events)
+        for _ in range(2):
+            feed.publish_bookmark()
+            assert await next_event(events) == ("bookmark", {"revision": feed.revision})

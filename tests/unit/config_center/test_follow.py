@@ -11,7 +11,7 @@ from quorate_config_center.feed import Feed, Interest
 from quorate_config_center.follow import BACKOFF_S_MAX, BACKOFF_S_MIN, BOOKMARK_INTERVAL_S, FeedFollower
 from quorate_config_center.history import DocumentHistory
 from quorate_config_center.model import Change, DocumentName, Precondition, version_key
-from quorate_core.errors import NotProposed, Unavailable
+from quorate_core.errors import FutureRevision, NotProposed, QuorateError, Unavailable
 from quorate_core.tasks import TaskOwner
 from quorate_sdk.wire import ConfigFormat
 from quorate_store.model import WatchBatch
@@ -56,8 +56,11 @@ class BreakableStore:
         self.store = store
         self.cut = asyncio.Event()
         self.watched_from: list[int] = []
+        self.fails_watch_with: QuorateError | None = None
+        self.range_asked = asyncio.Event()
 
     async def range(self, *arguments: Any, serializable: bool = False, **options: Any) -> Any:
+        self.range_asked.set()
         if self.cut.is_set() and not serializable:
             raise NotProposed("there is no leader")
         return await self.store.range(*arguments, serializable=serializable, **options)
@@ -68,6 +71,9 @@ class BreakableStore:
 
     @asynccontextmanager
     async def _opened(self, *arguments: Any, **options: Any) -> AsyncIterator[Watch]:
+        error, self.fails_watch_with = self.fails_watch_with, None
+        if error is not None:
+            raise error
         async with self.store.watch(*arguments, **options) as watch:
             yield BreakableWatch(watch, self.cut)
 
@@ -231,7 +237,7 @@ async def test_bookmarks_tell_subscribers_that_they_are_up_to_date(store: Breaka
     await until(feed, lambda: content_of(feed) == "one")
     events = feed.events(Interest("default"))
     await anext(events)
-    tasks.start(follower.ask_for_bookmarks(), "bookmarks")
+    tasks.start(follower.send_bookmarks(), "bookmarks")
     await waits.until_asked(1)
     assert waits.asked_s == [BOOKMARK_INTERVAL_S]
     unrelated = await store.put(b"elsewhere", b"x")
@@ -241,3 +247,45 @@ async def test_bookmarks_tell_subscribers_that_they_are_up_to_date(store: Breaka
             b'id: %d\nevent: bookmark\ndata: {"revision":%d}\n\n' % (unrelated.revision, unrelated.revision)
         )
     await events.aclose()  # type: ignore[attr-defined]  # async generators have it
+
+
+async def test_a_node_without_a_majority_sends_no_bookmark_until_it_has_read_the_store_again(
+    store: BreakableStore, tasks: TaskOwner
+) -> None:
+    """Its watchers take its silence for the sign to go elsewhere; with nothing changed, silence must mean only that."""
+    await publish(store, "one")
+    feed, waits = Feed(), Waits()
+    follower = following(store, feed, Waits())
+    tasks.start(follower.run(), "follow")
+    await until(feed, lambda: content_of(feed) == "one")
+    events = feed.events(Interest("default"))
+    await anext(events)
+    upcoming = tasks.start(anext(events), "upcoming")  # type: ignore[arg-type]  # it is a coroutine
+    tasks.start(FeedFollower(store, DocumentHistory(store), feed, waits).send_bookmarks(), "bookmarks")
+    store.cut.set()
+    for times in range(1, 4):
+        await waits.until_asked(times)
+        assert not upcoming.done()
+        waits.end_one()
+    await waits.until_asked(4)
+    assert not upcoming.done()
+    store.cut.clear()
+    waits.end_one()
+    async with asyncio.timeout(10):
+        assert b"event: bookmark" in await upcoming
+    await events.aclose()  # type: ignore[attr-defined]  # async generators have it
+
+
+async def test_a_feed_that_is_ahead_of_the_stores_history_is_loaded_again(
+    store: BreakableStore, tasks: TaskOwner
+) -> None:
+    await publish(store, "one")
+    feed, waits = Feed(), Waits()
+    store.fails_watch_with = FutureRevision("the store has not come so far")
+    tasks.start(following(store, feed, waits).run(), "follow")
+    await waits.until_asked(1)
+    store.range_asked.clear()
+    waits.end_one()
+    await publish(store, "two")
+    await until(feed, lambda: content_of(feed) == "two")
+    assert store.range_asked.is_set(), "read anew, and not only watched"

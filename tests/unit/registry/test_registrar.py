@@ -23,12 +23,16 @@ SPEC = InstanceSpec(host="127.0.0.1", port=9001)
 
 
 class FaultyStore:
-    """A real store; a test names calls that fail, before or after they are done. `granted` has all leases made."""
+    """A real store; a test names calls that fail, before or after they are done. `granted` has all leases made.
+
+    `held`: calls of these methods are done, and answer only once the event is set."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._faults: dict[str, list[tuple[QuorateError, bool]]] = {}
         self.granted: list[int] = []
+        self.held: dict[str, asyncio.Event] = {}
+        self.reached = asyncio.Event()
 
     def fail_next(self, method: str, error: QuorateError, *, after: bool = False) -> None:
         self._faults.setdefault(method, []).append((error, after))
@@ -44,6 +48,9 @@ class FaultyStore:
             if error is not None and not after:
                 raise error
             result = await method(*arguments, **options)
+            if name in self.held:
+                self.reached.set()
+                await self.held[name].wait()
             if name == "lease_grant":
                 self.granted.append(result.lease)
             if error is not None:
@@ -67,7 +74,7 @@ async def registrar(store: FaultyStore) -> AsyncIterator[Registrar]:
         feed.start()
         async with asyncio.timeout(WAIT_S_MAX):
             await feed.loaded.wait()
-        yield Registrar(store, catalog, feed)
+        yield Registrar(store, catalog, feed, tasks)
 
 
 async def is_alive(store: FaultyStore, lease: int) -> bool:
@@ -132,7 +139,7 @@ async def test_an_instance_that_expires_while_it_is_patched_is_not_found(
             del store.granted[:]
             return await store.txn(*arguments)
 
-    late = Registrar(Expiring(store._store), registrar._catalog, registrar._feed)
+    late = Registrar(Expiring(store._store), registrar._catalog, registrar._feed, registrar._tasks)
     with pytest.raises(NotFound):
         await late.patch(NAME, InstancePatch(weight=1))
     with pytest.raises(NotFound):
@@ -149,7 +156,7 @@ async def test_who_loses_every_comparison_is_told_and_leaves_no_lease(registrar:
             return await self._store.txn(*arguments)
 
     contended = Contended(store._store)
-    loser = Registrar(contended, registrar._catalog, registrar._feed)
+    loser = Registrar(contended, registrar._catalog, registrar._feed, registrar._tasks)
     with pytest.raises(Conflict, match="try again"):
         await loser.register(NAME, SPEC)
     assert contended.puts == DECISIONS_MAX
@@ -182,3 +189,27 @@ async def test_an_instance_that_ended_while_it_was_deregistered_is_gone(
     await registrar.register(NAME, SPEC)
     store.fail_next("lease_revoke", NotFound("lease"))
     assert await registrar.deregister(NAME) > 0
+
+
+@pytest.mark.parametrize(("method", "fails"), [("lease_grant", False), ("lease_grant", True), ("txn", False)])
+async def test_a_registration_that_is_cancelled_midway_leaves_no_lease_without_its_key(
+    registrar: Registrar, store: FaultyStore, method: str, fails: bool
+) -> None:
+    """Registering again: the former lease must not stay, nor the new one when the put fails."""
+    await registrar.register(NAME, SPEC)
+    store.held[method] = asyncio.Event()
+    async with TaskOwner("caller") as callers, asyncio.timeout(WAIT_S_MAX):
+        caller = callers.start(registrar.register(NAME, SPEC.model_copy(update={"ttl_s": 30})), "register")
+        await store.reached.wait()
+        caller.cancel()
+        await asyncio.wait({caller})
+        assert caller.cancelled()
+        if fails:
+            store.fail_next("txn", NotProposed("no leader"))
+        store.held.pop(method).set()
+        while len(registrar._tasks) > 2:  # noqa: ASYNC110 - the feed's own two stay
+            await asyncio.sleep(0)
+    attached = await lease_of(store)
+    alive = [lease for lease in store.granted if await is_alive(store, lease)]
+    assert alive == [attached]
+    assert len(store.granted) == 2
