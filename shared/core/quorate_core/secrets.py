@@ -5,6 +5,7 @@ or 0440: so it is where the operating system or an orchestrator hands secrets ou
 mode. It is the rule of PostgreSQL for its private keys ("Secure TCP/IP Connections with SSL", of its manual).
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -21,15 +22,22 @@ def generate_secret() -> str:
 
 
 def load_or_create_secret(path: Path) -> str:
-    """The secret kept in `path`; on the first call it is generated and stored with mode 0600."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return load_secret(path)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(generate_secret() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """The secret kept in `path`; on the first call it is generated and stored with mode 0600.
+
+    The file appears whole or not at all, and the first of several that call at once wins.
+    """
+    if not path.exists():
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(generate_secret() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(aside)
+        finally:
+            aside.unlink()
     return load_secret(path)
 
 

@@ -1,5 +1,6 @@
 """Credentials: generated once, kept private, and weak ones refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ def test_the_first_call_generates_and_later_calls_read(tmp_path: Path) -> None:
     first = load_or_create_secret(path)
     assert load_or_create_secret(path) == first
     assert path.stat().st_mode & 0o777 == 0o600
+    assert [found.name for found in tmp_path.iterdir()] == ["secret"]
+
+
+def test_of_two_that_create_at_once_one_wins_for_both(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(lambda _: load_or_create_secret(path), range(16)))) == 1
 
 
 def test_two_secrets_differ() -> None:
