@@ -64,7 +64,7 @@ class FaultyDisk:
     def __init__(self, disk: FileDisk) -> None:
         self._disk = disk
         self.fails = False
-        self.names, self.remove, self.sync_folder = disk.names, disk.remove, disk.sync_folder
+        self.folder, self.names, self.remove, self.sync_folder = disk.folder, disk.names, disk.remove, disk.sync_folder
         self.write_atomically = disk.write_atomically
         self.let_go = asyncio.Event()
         self.let_go.set()

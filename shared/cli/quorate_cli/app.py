@@ -17,6 +17,8 @@ _COMMANDS = {
     "config": "quorate_cli.config",
     "routes": "quorate_cli.routes",
     "cluster": "quorate_cli.cluster",
+    "init": "quorate_cli.init",
+    "setup": "quorate_cli.setup",
 }
 
 

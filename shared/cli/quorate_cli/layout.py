@@ -1,6 +1,6 @@
 """Where a local platform keeps its things: one folder, `.quorate/` unless another is named.
 
-cluster.json           the cluster's id and its number of nodes; also the mark that the folder is ours
+cluster.json           the cluster's id, its number of nodes, and what was begun; also the mark that the folder is ours
 cluster.secret  token  generated at first start, readable by their owner only
 data/<part>/           what must survive: the nodes' logs and state, the services' databases, last good copies
 logs/<part>.log        what each part printed
@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from quorate_core.errors import Conflict, InvalidContent, NotFound
@@ -27,10 +27,14 @@ ROOT_NAME = ".quorate"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the first start decided and no later start may change."""
+    """What the first start decided and no later start may change, and what must not be begun a second time."""
 
     cluster_id: str
     nodes: int
+    begun_nodes: tuple[str, ...] = ()
+    """Nodes that have been ready once: what they acknowledged is in their folders, and they do not start without it."""
+    has_documents: bool = False
+    """The default documents were published. One that is missing since then was deleted on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,8 @@ def open_cluster(layout: Layout, nodes: int | None) -> tuple[Cluster, bool]:
     """
     is_first = not layout.cluster_file.exists()
     if is_first:
-        cluster = Cluster("quorate-" + secrets.token_hex(8), nodes or 3)
-        write_atomically(layout.cluster_file, json.dumps({"cluster_id": cluster.cluster_id, "nodes": cluster.nodes}))
+        cluster = Cluster(new_cluster_id(), nodes or 3)
+        write_cluster(layout, cluster)
     else:
         cluster = _read_cluster(layout.cluster_file)
     if nodes is not None and nodes != cluster.nodes:
@@ -116,11 +120,22 @@ def open_cluster(layout: Layout, nodes: int | None) -> tuple[Cluster, bool]:
     return cluster, is_first
 
 
+def new_cluster_id() -> str:
+    """An id that no other cluster has."""
+    return "quorate-" + secrets.token_hex(8)
+
+
+def write_cluster(layout: Layout, cluster: Cluster) -> None:
+    """Durable when it returns. Raises OSError."""
+    write_atomically(layout.cluster_file, json.dumps(asdict(cluster)))
+
+
 def _read_cluster(path: Path) -> Cluster:
     try:
         found = json.loads(path.read_text())
-        return Cluster(str(found["cluster_id"]), int(found["nodes"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        begun = tuple(str(name) for name in found.get("begun_nodes", ()))
+        return Cluster(str(found["cluster_id"]), int(found["nodes"]), begun, bool(found.get("has_documents")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidContent(
             f"{path} cannot be understood ({error}). It names the cluster that the data belongs to: "
             "restore it from a copy, or remove all data: quorate reset"
@@ -136,6 +151,12 @@ def write_atomically(path: Path, text: str, is_durable: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
     aside.replace(path)
+    if is_durable:
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class RunLock:

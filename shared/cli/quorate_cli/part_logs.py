@@ -40,18 +40,30 @@ def bound_size(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
     return True
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """Up to `count` last lines, of at most TAIL_BYTES_MAX bytes; none when there is no such file."""
+def size_bytes(path: Path) -> int:
+    """How much was written so far: where what comes next begins."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def last_lines(path: Path, count: int, since_bytes: int = 0) -> list[str]:
+    """Up to `count` last lines, of at most TAIL_BYTES_MAX bytes; none when there is no file that can be read.
+
+    `since_bytes`: only what was written after the log had that size.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - TAIL_BYTES_MAX)
+            since_bytes = since_bytes if since_bytes <= size else 0  # emptied meanwhile
+            start = max(since_bytes, size - TAIL_BYTES_MAX)
             file.seek(start)
             text = file.read(TAIL_BYTES_MAX).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     lines = text.splitlines()
-    if start > 0 and lines:
+    if start > since_bytes and lines:
         del lines[0]  # its beginning is before what was read
     return lines[-count:] if count > 0 else []
 

@@ -58,6 +58,11 @@ class Part:
         module = f"quorate_{self.kind}"
         return (python, "-P", "-m", module, *self.arguments, self.address_flag, str(self.address))
 
+    def of_begun_node(self) -> "Part":
+        """A node that has been part of the cluster, and so must not start without what it remembers of it."""
+        known = ("--cluster-state", "existing")
+        return self if known[0] in self.arguments else replace(self, arguments=(*self.arguments, *known))
+
     def moved_to(self, port: int) -> "Part":
         address = HostPort(self.address.host, port)
         return replace(self, address=address, health_address=address)

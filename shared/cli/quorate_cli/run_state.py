@@ -6,10 +6,12 @@ Its shape is a contract, for scripts too (all times are RFC 3339, UTC):
      "endpoints": ["http://127.0.0.1:8501", …],            every node
      "gateway": "http://127.0.0.1:8080", "admin": "http://127.0.0.1:8090",
      "parts": {"node-1": {"kind": "node" | "gateway" | "order" | "inventory", "pid": 4712, "start_ticks": 123460,
-                          "url": "http://127.0.0.1:8501", "state": "ready", "restarts": 0, "log": "…/node-1.log"}, …}}
+                          "url": "http://127.0.0.1:8501", "state": "ready", "restarts": 0, "log": "…/node-1.log",
+                          "reason": ""}, …}}
 
 `state` is "ready" from the moment at which the table of parts is printed. A part's `pid` is 0 while it has no
-process; its `state` is one of `quorate_cli.supervision.PartState`. The file is removed at a clean end; after a kill
+process; its `state` is one of `quorate_cli.supervision.PartState`; its `reason`, the last words of one that has failed
+and is not back. The file is removed at a clean end; after a kill
 it stays, which is why a pid counts only together with `start_ticks`, the kernel's start time of the process
 (None where the system does not tell it). The parts' logs lie in the folder that the file describes: in a copy of that
 folder the file names processes that are not the copy's own, and there it counts for nothing.
@@ -33,6 +35,7 @@ class PartRun(BaseModel):
     state: str
     restarts: int
     log: str
+    reason: str = ""
 
     @property
     def is_alive(self) -> bool:

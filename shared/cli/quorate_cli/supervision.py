@@ -8,9 +8,10 @@ States and transitions:
     STARTING, READY ──stop_asked──> STOPPING ──exited──> STOPPED
     WAITING, BACKING_OFF ──stop_asked──> STOPPED
 
-The delay doubles with each exit in a row, from `BACKOFF_S_MIN` to `BACKOFF_S_MAX`, and starts over once the part
-has been up for `STABLE_AFTER_S`. A part that refuses its settings is tried again too, since what it refused (a port
-that is taken, a file that is missing) may be put right meanwhile, but only every `SETTINGS_RETRY_S`.
+The delay doubles with each exit in a row, from `BACKOFF_S_MIN` to `BACKOFF_S_MAX` (for a part that has been ready
+once, to `PROVEN_BACKOFF_S_MAX`: it can start, and is needed), and starts over once the part has been up for
+`STABLE_AFTER_S`. A part that says it cannot start is tried again too, since what it refused (a port that is taken, a
+file that is missing) may be put right meanwhile, but only every `SETTINGS_RETRY_S`.
 
 The caller owes: each event once and in the order in which it happened, with a clock that never goes back.
 """
@@ -24,10 +25,11 @@ from quorate_core.process import EXIT_SETTINGS
 
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 10.0
+PROVEN_BACKOFF_S_MAX = 2.0
 STABLE_AFTER_S = 30.0
 SETTINGS_RETRY_S = 15.0
 START_ATTEMPTS_MAX = 5
-"""So many exits before a part was ever ready fail the start of the whole."""
+"""After so many exits before it was ever ready, a part has failed to start."""
 
 
 class PartState(StrEnum):
@@ -91,7 +93,8 @@ def exited(status: PartStatus, code: int, now_s: float) -> tuple[PartStatus, flo
         return replace(gone, state=PartState.STOPPED), None
     was_stable = now_s - status.spawned_at_s >= STABLE_AFTER_S
     exits_before = 0 if was_stable else status.exits_in_a_row
-    delay_s = SETTINGS_RETRY_S if code == EXIT_SETTINGS else backoff_s(exits_before)
+    longest_s = PROVEN_BACKOFF_S_MAX if status.ever_ready else BACKOFF_S_MAX
+    delay_s = SETTINGS_RETRY_S if code == EXIT_SETTINGS else backoff_s(exits_before, longest_s)
     return replace(gone, state=PartState.BACKING_OFF, exits_in_a_row=exits_before + 1), delay_s
 
 
@@ -103,10 +106,10 @@ def stop_asked(status: PartStatus) -> PartStatus:
     return status
 
 
-def backoff_s(exits_before: int) -> float:
+def backoff_s(exits_before: int, longest_s: float = BACKOFF_S_MAX) -> float:
     """Seconds to wait after `exits_before` earlier exits in a row."""
     doublings = min(exits_before, 16)  # enough to be over the maximum, and no overflow after weeks
-    return float(min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2**doublings))
+    return float(min(longest_s, BACKOFF_S_MIN * 2**doublings))
 
 
 def describe_exit(code: int) -> str:
@@ -117,7 +120,7 @@ def describe_exit(code: int) -> str:
         except ValueError:
             return f"was killed by signal {-code}"
     if code == EXIT_SETTINGS:
-        return "refused its settings"
+        return "cannot start"
     if code == 0:
         return "ended by itself"
     return f"failed with exit code {code}"

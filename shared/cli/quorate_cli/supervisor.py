@@ -34,27 +34,31 @@ PROBE_INTERVAL_S = 0.1
 LOG_CHECK_INTERVAL_S = 10.0
 KILLED_WITHIN_S = 5.0
 SHOWN_LINES = 5
+REASON_CHARS_MAX = 500
 _CANNOT_SPAWN = 71
 """EX_OSERR of sysexits.h, for a process that the system did not let us start."""
 
 Announce = Callable[[str], None]
 Probe = Callable[[Part], Awaitable[bool]]
 """Whether the part is ready now. Never raises for a part that is away."""
-Relocate = Callable[[Part], Part]
-"""The part as it is to be spawned: the same, or on another port when its own is taken and it may move."""
+Prepare = Callable[[Part], Part]
+"""The part as it is to be spawned now: the same, or with what has changed since, such as another port."""
 
 
 class Supervisor:
-    """Keeps parts running until told to stop. `statuses` and `parts` say what is; `on_change` hears of each change."""
+    """Keeps parts running until told to stop. `statuses` and `parts` say what is; `on_change` hears of each change.
+
+    `reasons`: why a part that is not ready has failed, in its own last words.
+    """
 
     def __init__(
-        self, layout: Layout, clock: Clock, probe: Probe, relocate: Relocate, announce: Announce,
+        self, layout: Layout, clock: Clock, probe: Probe, prepare: Prepare, announce: Announce,
         on_change: Callable[[], None],
     ) -> None:  # fmt: skip
         self._layout = layout
         self._clock = clock
         self._probe = probe
-        self._relocate = relocate
+        self._prepare = prepare
         self._announce = announce
         self._on_change = on_change
         self._tasks = TaskOwner("supervisor")
@@ -65,6 +69,9 @@ class Supervisor:
         self._changed = asyncio.Event()
         self.parts: dict[str, Part] = {}
         self.statuses: dict[str, PartStatus] = {}
+        self.reasons: dict[str, str] = {}
+        self._logged_bytes: dict[str, int] = {}
+        """The size that a part's log had when it was spawned last."""
 
     async def __aenter__(self) -> Self:
         self._tasks.start(self._bound_logs(), "bound-logs")
@@ -133,12 +140,17 @@ class Supervisor:
             if code is None:
                 return
             status, delay_s = exited(self.statuses[name], code, self._clock.monotonic_s())
+            said = self._last_words(name, code) if delay_s is not None else []
+            is_known = code == EXIT_SETTINGS and said[-1:] == [self.reasons.get(name)]
+            if said:
+                self.reasons[name] = said[-1]
             self._set(name, status)
             if delay_s is None:
                 return
-            self._announce(f"{name} {describe_exit(code)}; restarting in {delay_s:.3g} s")
-            if code == EXIT_SETTINGS:
-                self._show_last_lines(name)  # they name the setting
+            if not is_known:  # it is tried for as long as it takes, and said once
+                self._announce(f"{name} {describe_exit(code)}; restarting in {delay_s:.3g} s")
+                for line in said:
+                    self._announce(f"  {name} | {line}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop_asked[name].wait()
@@ -165,15 +177,18 @@ class Supervisor:
 
     async def _spawn_part(self, name: str) -> asyncio.subprocess.Process | None:
         try:
-            part = self.parts[name] = self._relocate(self.parts[name])
+            part = self.parts[name] = self._prepare(self.parts[name])
             return await self._spawn(name, part.command(sys.executable))
         except (OSError, Unavailable) as error:
             self._announce(f"{name} could not be started: {error}")
+            self.reasons[name] = f"could not be started: {error}"
+            self._logged_bytes[name] = part_logs.size_bytes(self._layout.log_file(name))
             return None
 
     async def _watch_for_readiness(self, part: Part) -> None:
         while not await self._probe(part):  # noqa: ASYNC110 - another process's readiness has no event to wait for
             await asyncio.sleep(PROBE_INTERVAL_S)
+        self.reasons.pop(part.name, None)
         status = became_ready(self.statuses[part.name])
         is_back = status.state is PartState.READY and status.restarts > 0
         self._set(part.name, status)
@@ -181,6 +196,7 @@ class Supervisor:
             self._announce(f"{part.name} is back at {part.url} (pid {status.pid})")
 
     async def _spawn(self, name: str, command: tuple[str, ...]) -> asyncio.subprocess.Process:
+        self._logged_bytes[name] = part_logs.size_bytes(self._layout.log_file(name))
         log = part_logs.open_for_part(self._layout.log_file(name))
         try:
             return await asyncio.create_subprocess_exec(
@@ -208,9 +224,14 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 send(process)
 
-    def _show_last_lines(self, name: str) -> None:
-        for line in part_logs.last_lines(self._layout.log_file(name), SHOWN_LINES):
-            self._announce(f"  {name} | {line}")
+    def _last_words(self, name: str, code: int) -> list[str]:
+        """What the part said at the end of the run that ended with `code`: the reason is last. A part that cannot
+        start may need several lines to name its settings; of one that failed, those before tell of what went well."""
+        if code <= 0:
+            return []
+        count = SHOWN_LINES if code == EXIT_SETTINGS else 1
+        lines = part_logs.last_lines(self._layout.log_file(name), count, self._logged_bytes.get(name, 0))
+        return [part_logs.without_style(line)[:REASON_CHARS_MAX] for line in lines]
 
     def _set(self, name: str, status: PartStatus) -> None:
         if self.statuses.get(name) != status:

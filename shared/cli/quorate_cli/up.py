@@ -24,7 +24,7 @@ from quorate_core.tasks import TaskOwner
 from quorate_cli import layout as layouts
 from quorate_cli import ports as machine_ports
 from quorate_cli.exits import EXIT_FAILED, EXIT_OK
-from quorate_cli.layout import Layout, RunLock
+from quorate_cli.layout import Cluster, Layout, RunLock
 from quorate_cli.parts import HOST, INSTANCES_MAX, NODE_COUNTS, Platform, Ports, plan_platform
 from quorate_cli.platform_run import PlatformRun, StartFailed
 from quorate_cli.run_state import read_run_state
@@ -75,7 +75,7 @@ def up(
             cluster.nodes, orders + inventories, ports, (http_port, peer_port, gateway_port, admin_port)
         )
         platform = plan_platform(layout, cluster, chosen, orders, inventories)
-        code = asyncio.run(_run(layout, platform))
+        code = asyncio.run(_run(layout, cluster, platform))
     finally:
         lock.release()
     raise typer.Exit(code)
@@ -161,8 +161,11 @@ class _Interrupts:
             self._supervisor.kill_all()
 
 
-async def _run(layout: Layout, platform: Platform) -> int:
-    async with PlatformRun(layout, platform, SystemClock(), _say, _announce) as run, TaskOwner("up") as tasks:
+async def _run(layout: Layout, cluster: Cluster, platform: Platform) -> int:
+    async with (
+        PlatformRun(layout, cluster, platform, SystemClock(), _say, _announce) as run,
+        TaskOwner("up") as tasks,
+    ):
         interrupts = _Interrupts(run.supervisor)
         bringing_up = tasks.start(_bring_up(run), "bring-up")
         stopping = tasks.start(interrupts.stop.wait(), "stop")
@@ -201,7 +204,9 @@ async def _bring_up(run: PlatformRun) -> QuorateError | None:
 def _show_platform(run: PlatformRun, platform: Platform) -> None:
     state = run.run_state()
     show(parts_table(state))
-    _say(f"Ready after {run.elapsed_s:.1f} s. Place an order:\n\n  {order_command(platform.gateway.url)}\n")
+    missing = ", ".join(run.missing)
+    without = f", without {missing}; it is tried again and again" if missing else ""
+    _say(f"Ready after {run.elapsed_s:.1f} s{without}. Place an order:\n\n  {order_command(platform.gateway.url)}\n")
     _say("Ctrl-C stops everything; quorate logs, services, cluster status and config tell more.")
 
 

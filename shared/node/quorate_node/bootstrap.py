@@ -9,13 +9,13 @@ import structlog
 from fastapi import FastAPI
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import SystemClock
-from quorate_core.errors import QuorateError
+from quorate_core.errors import QuorateError, SettingsError
 from quorate_core.metrics import measure_loop_pauses
 from quorate_core.process import Stop, tame_garbage_collector
 from quorate_core.secrets import load_secret
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.tasks import TaskOwner
-from quorate_raft import DriverConfig, FileDisk, RaftDriver, TcpConfig, TcpNetwork
+from quorate_raft import DriverConfig, FileDisk, RaftDriver, TcpConfig, TcpNetwork, holds_log
 from quorate_store.apps import App, AppContext, FleetNode
 from quorate_store.raft_engine import RaftStore
 from quorate_store.state import StateMachine
@@ -24,7 +24,7 @@ from quorate_store.v3 import mount_v3
 from quorate_node.apps import find_apps
 from quorate_node.cluster import ClusterApi
 from quorate_node.fleet import FleetMembership, StoreFleet
-from quorate_node.settings import NodeSettings
+from quorate_node.settings import ClusterState, NodeSettings
 
 BODY_BYTES_MAX = 3 * 1024 * 1024
 """The store's 1.5 MiB as the v3 API carries them: in base64, inside JSON."""
@@ -55,6 +55,7 @@ async def run_node(settings: NodeSettings, stop: Stop) -> None:
 async def _start_store(
     settings: NodeSettings, secret: str, stop: Stop, stack: AsyncExitStack
 ) -> tuple[RaftDriver, RaftStore]:
+    _require_memory(settings)
     disk = stack.enter_context(FileDisk(settings.data_dir / RAFT_FOLDER))
     machine = StateMachine(settings.data_dir / STATE_FOLDER)
     stack.callback(machine.close)
@@ -71,6 +72,20 @@ async def _start_store(
     stack.push_async_callback(store.close)
     await store.start()
     return driver, store
+
+
+def _require_memory(settings: NodeSettings) -> None:
+    """Raises SettingsError, before anything is written, when a member of a cluster that exists has lost its log.
+
+    With an empty log it could vote for members that lack what it once helped to commit: two such make a majority.
+    """
+    folder = settings.data_dir / RAFT_FOLDER
+    if settings.cluster_state is ClusterState.EXISTING and not holds_log(folder):
+        raise SettingsError(
+            f"{folder} holds no log, but {settings.name} has been a member of this cluster (--cluster-state existing): "
+            "a member that has forgotten what it acknowledged must not vote. Put its data folder back from a copy; "
+            "when all members have lost theirs, begin a new cluster: quorate reset"
+        )
 
 
 async def _start_surface(

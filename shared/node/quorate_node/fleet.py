@@ -132,10 +132,15 @@ class FleetMembership:
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._store.lease_revoke(self._lease)
-        except (QuorateError, TimeoutError) as error:
-            log.info("node_not_withdrawn", reason=str(error), gone_after_s=NODE_TTL_S)
+        except TimeoutError:
+            self._not_withdrawn(f"the store did not end its lease within {LEAVE_TIMEOUT_S:g} s")
+        except QuorateError as error:
+            self._not_withdrawn(error.detail)
         self._lease = 0
         self._is_announced = False
+
+    def _not_withdrawn(self, reason: str) -> None:
+        log.info("node_not_withdrawn", reason=reason, gone_after_s=NODE_TTL_S)
 
     async def _run(self) -> None:
         """Announce this node, renew its lease, and announce it again when the lease was lost."""

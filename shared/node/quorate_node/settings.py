@@ -1,6 +1,7 @@
 """A node's settings, and what they may not be: each refusal names the flag and the way out."""
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -49,6 +50,11 @@ def _parse_names(text: Any) -> Any:
 MembersField = Annotated[Members, NoDecode, BeforeValidator(Members.parse), PlainSerializer(str, return_type=str)]
 
 
+class ClusterState(StrEnum):
+    NEW = "new"
+    EXISTING = "existing"
+
+
 class NodeSettings(ProcessSettings):
     """One member of the store and the apps on it."""
 
@@ -64,8 +70,12 @@ class NodeSettings(ProcessSettings):
     """Where the others reach this member: as `--members` says."""
     members: MembersField
     """All voting members, this one included: name=host:port, separated by commas."""
-    cluster_id: str
+    cluster_id: str = ""
     """The same on all members, and never used again for another cluster."""
+    cluster_id_file: Path | None = None
+    """A file that has it, where it was generated; instead of `--cluster-id`."""
+    cluster_state: ClusterState = ClusterState.NEW
+    """'existing' once this member has been part of the cluster: it then does not start without its log."""
     cluster_secret_file: Path
     """The secret that proves members to each other: at least 32 random characters, readable by its owner only."""
     token_file: Path | None = None
@@ -74,9 +84,20 @@ class NodeSettings(ProcessSettings):
     """Names of the apps to run, separated by commas; default: all that are installed."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _knows_its_cluster(self) -> Self:
+        if self.cluster_id_file is not None:
+            if self.cluster_id:
+                raise ValueError("--cluster-id and --cluster-id-file are both given; one of them is enough")
+            try:
+                self.cluster_id = self.cluster_id_file.read_text().strip()
+            except OSError as error:
+                raise ValueError(f"--cluster-id-file {self.cluster_id_file}: {error.strerror}") from error
         if not _CLUSTER_ID.match(self.cluster_id):
             raise ValueError("--cluster-id takes letters, digits, '.', '_' and '-', at most 128")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         if self.name not in self.members:
             raise ValueError(f"--name {self.name} is not among --members {self.members}")
         own = self.members[self.name]

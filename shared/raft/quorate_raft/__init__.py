@@ -11,7 +11,7 @@ from quorate_raft.runtime.disk import DiskFailed, FileDisk
 from quorate_raft.runtime.driver import DriverConfig, RaftDriver, RaftStatus
 from quorate_raft.runtime.ports import Disk, DiskFile, Network, PeerReceiver, StateMachine
 from quorate_raft.runtime.tcp import TcpConfig, TcpNetwork
-from quorate_raft.runtime.wal import DamagedLog
+from quorate_raft.runtime.wal import DamagedLog, holds_log
 
 __all__ = [
     "DamagedLog",
@@ -35,4 +35,5 @@ __all__ = [
     "StateMachine",
     "TcpConfig",
     "TcpNetwork",
+    "holds_log",
 ]

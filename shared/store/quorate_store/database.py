@@ -5,6 +5,8 @@ transaction is one batch of log entries, and carries the applied index (data and
 3.5 showed).
 """
 
+import contextlib
+import errno
 import shutil
 import struct
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 import structlog
-from quorate_core.errors import InvariantViolation, SettingsError
+from quorate_core.errors import InvariantViolation, QuorateError, SettingsError
 
 from quorate_store.key_index import Position, main_of, sub_of
 from quorate_store.machine_boot import BootMarker, current_boot_id, is_believable, read_marker, write_marker
@@ -29,6 +31,10 @@ _LEASE_KEY = struct.Struct(">Q")
 _META_KEY = b"meta"
 
 log = structlog.get_logger(__name__)
+
+
+class StateUnusable(QuorateError):
+    """The system refuses to read or write the files; the message names them and its reason, such as a full disk."""
 
 
 class Meta(msgspec.Struct, array_like=True):
@@ -86,21 +92,26 @@ class Database:
     def __init__(self, folder: Path, map_bytes: int = MAP_BYTES_DEFAULT, boot_id: str | None = None) -> None:
         """Open or create the files in `folder`, discarding what a crash of the machine has made doubtful.
 
-        `boot_id` is the machine's own unless given.
+        `boot_id` is the machine's own unless given. Raises StateUnusable.
         """
         self._folder = folder
         self._boot_id = current_boot_id() if boot_id is None else boot_id
-        self._discard_if_doubtful()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_marker(folder, BootMarker(self._boot_id, closed_cleanly=False))
-        # NB: no writemap. It would spare copies, but a full disk would be a SIGBUS instead of an error, and the
-        # file would be as long as the map.
-        self._env = lmdb.open(
-            str(folder), map_size=map_bytes, max_dbs=2, sync=False, metasync=False, writemap=False, readahead=False,
-            mode=0o600,
-        )  # fmt: skip
-        self._revisions = self._env.open_db(b"revisions")
-        self._leases = self._env.open_db(b"leases")
+        with self.failing("open"):
+            self._discard_if_doubtful()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_marker(folder, BootMarker(self._boot_id, closed_cleanly=False))
+            # NB: no writemap. It would spare copies, but a full disk would be a SIGBUS instead of an error, and the
+            # file would be as long as the map.
+            self._env = lmdb.open(
+                str(folder), map_size=map_bytes, max_dbs=2, sync=False, metasync=False, writemap=False,
+                readahead=False, mode=0o600,
+            )  # fmt: skip
+            try:
+                self._revisions = self._env.open_db(b"revisions")
+                self._leases = self._env.open_db(b"leases")
+            except BaseException:
+                self._env.close()
+                raise
 
     def _discard_if_doubtful(self) -> None:
         if not (self._folder / "data.mdb").exists():
@@ -114,14 +125,38 @@ class Database:
         shutil.rmtree(self._folder)
 
     def close(self) -> None:
-        """Sync, close, and mark the files as whole."""
-        self._env.sync(True)
-        self._env.close()
-        write_marker(self._folder, BootMarker(self._boot_id, closed_cleanly=True))
+        """Sync, close, and mark the files as whole. Never raises for a disk that refuses: at worst they are discarded
+        after a restart of the machine, and the log rebuilds them."""
+        try:
+            with self.failing("close"):
+                try:
+                    self._env.sync(True)
+                finally:
+                    self._env.close()
+                write_marker(self._folder, BootMarker(self._boot_id, closed_cleanly=True))
+        except StateUnusable as error:
+            log.warning("state_not_marked_as_whole", reason=error.detail)
 
     def abandon(self) -> None:
         """Close without syncing or marking: after a failure the files are what kill -9 would have left."""
         self._env.close()
+
+    @contextlib.contextmanager
+    def failing(self, action: str) -> Iterator[None]:
+        """Turns what the system or LMDB refuses into StateUnusable. A full map is the caller's to explain."""
+        try:
+            yield
+        except lmdb.MapFullError:
+            raise
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+            where = f" ({error.filename})" if error.filename else ""
+            raise StateUnusable(f"cannot {action} the state in {self._folder}: {reason}{where}") from error
+        except (lmdb.InvalidError, lmdb.CorruptedError) as error:
+            way_out = "remove the folder, and the log rebuilds it"
+            raise StateUnusable(f"cannot {action} the state in {self._folder}: {error}: {way_out}") from error
+        except lmdb.Error as error:
+            raise StateUnusable(f"cannot {action} the state in {self._folder}: {error}") from error
 
     @property
     def used_bytes(self) -> int:

@@ -45,7 +45,7 @@ def read_marker(folder: Path) -> BootMarker | None:
 
 
 def write_marker(folder: Path, marker: BootMarker) -> None:
-    """Durable when it returns: written aside, synced, renamed, and the folder synced."""
+    """Durable when it returns: written aside, synced, renamed, and the folder synced. Raises OSError."""
     aside = folder / (MARKER_NAME + ".new")
     with aside.open("wb") as file:
         file.write(msgspec.json.encode(marker))

@@ -182,12 +182,13 @@ class StateMachine:
         """Apply committed entries in order, all or none, together with the index of the last. Returns one result an
         entry: an operation's result, None, or the QuorateError that it deserved.
 
-        Raises InvariantViolation for a gap or a command that cannot be read, MapFull when LMDB has no room.
+        Raises InvariantViolation for a gap or a command that cannot be read, MapFull when LMDB has no room, and
+        StateUnusable when the disk has none.
         """
         self._require_usable()
         self._applied = Applied()
         try:
-            with self._database.write() as txn:
+            with self._database.failing("write"), self._database.write() as txn:
                 results = [self._apply_entry(txn, entry) for entry in entries]
                 self._database.save_meta(txn, self._meta)
         except lmdb.MapFullError as error:

@@ -129,9 +129,33 @@ async def test_refused_settings_fail_the_start_and_are_shown(scene: Scene) -> No
         status = await scene.supervisor.until_settled("node-1")
     assert status.has_failed_to_start
     assert [line.strip() for line in scene.announced] == [
-        "node-1 refused its settings; restarting in 15 s",
+        "node-1 cannot start; restarting in 15 s",
         "node-1 | --http: 127.0.0.1:1 is in use",
     ]
+    assert scene.supervisor.reasons == {"node-1": "--http: 127.0.0.1:1 is in use"}
+
+
+async def test_the_last_words_of_a_part_that_failed_are_shown_until_it_is_back(scene: Scene) -> None:
+    marker = scene.layout.root / "put-right"
+    fails = f"import os; os.path.exists({str(marker)!r}) or sys.exit('started\\ncannot write wal: the disk is full')"
+    part = scene.start("import sys;" + fails + "\n" + SERVE_UNTIL_TERM)
+    await scene.until_backing_off()
+    reason = "cannot write wal: the disk is full"
+    assert scene.supervisor.reasons == {"node-1": reason}
+    marker.touch()
+    pid = await scene.until_ready()
+    first = ["node-1 failed with exit code 1; restarting in 0.2 s", f"  node-1 | {reason}"]
+    assert scene.announced[:2] == first
+    assert scene.announced[-1] == f"node-1 is back at {part.url} (pid {pid})"
+    assert scene.supervisor.reasons == {}
+
+
+async def test_of_a_part_that_is_killed_no_earlier_words_are_shown_as_its_reason(scene: Scene) -> None:
+    scene.start(SERVE_UNTIL_TERM)
+    os.kill(await scene.until_ready(), signal.SIGKILL)
+    await scene.until_backing_off()
+    assert scene.supervisor.reasons == {}
+    assert not any("serving" in line for line in scene.announced)
 
 
 async def test_a_part_that_may_move_comes_back_where_it_was_moved_to(scene: Scene) -> None:

@@ -117,10 +117,48 @@ async def test_a_part_that_refuses_to_start_is_named_with_its_last_words_and_not
     quorate.environment["QUORATE_GATEWAY_LOG_FORMAT"] = "nonsense"
     code, _, err = await quorate.run("up", "--ports", "auto", *SMALL)
     assert code == 1
-    assert "gateway refused its settings" in err
+    assert "gateway cannot start" in err
     assert "QUORATE_GATEWAY_LOG_FORMAT" in err
     assert not (quorate.root / "run" / "state.json").exists()
     assert (await quorate.run("down"))[1].startswith("No platform runs")
+
+
+async def test_a_majority_and_one_of_each_service_are_enough_and_a_wiped_node_stays_out(quorate: Any) -> None:
+    """A node that has lost its log must not vote; the others do their work, and what was deleted stays deleted."""
+    options = ("--nodes", "3", "--orders", "1", "--inventories", "1")
+    await quorate.until_ready(*options)
+    assert (await quorate.run("config", "delete", "default", "order", "settings.yaml"))[0] == 0
+    quorate.interrupt()
+    assert await quorate.ended() == 0
+    shutil.rmtree(quorate.root / "data" / "node-2")
+    (quorate.root / "logs" / "order-2.log").mkdir()  # so it cannot be spawned
+
+    await quorate.until_ready("--nodes", "3", "--orders", "2", "--inventories", "1")
+    assert "without node-2, order-2" in quorate.said[-1]
+    said = "\n".join(quorate.said)
+    assert "node-2 cannot start" in said
+    assert "a member that has forgotten what it acknowledged must not vote" in said
+    state = quorate.state
+    assert {name: part["state"] for name, part in state["parts"].items()} == {
+        "node-1": "ready", "node-2": "backing-off", "node-3": "ready",
+        "gateway": "ready", "order-1": "ready", "order-2": "backing-off", "inventory-1": "ready",
+    }  # fmt: skip
+    assert "could not be started" in state["parts"]["order-2"]["reason"]
+    assert "must not vote" in state["parts"]["node-2"]["reason"]
+    assert not (quorate.root / "data" / "node-2").exists()
+    shown = "".join((await quorate.run("ps"))[1].split())  # a long cell is folded
+    assert "mustnotvote" in shown
+    async with httpx.AsyncClient(trust_env=False, base_url=state["gateway"]) as client:
+        assert (await client.post("/orders", json=ORDER)).status_code == 202
+    code, out, _ = await quorate.run("config", "list", "--json")
+    names = {item["key"] for item in json.loads(out)["documents"] if item["group"] == "order"}
+    assert (code, names) == (0, set())
+    quorate.interrupt()
+    assert await quorate.ended() == 0
+
+    shutil.rmtree(quorate.root / "data" / "node-1")
+    code, _, err = await quorate.run("up", "--ports", "auto", *options)
+    assert (code, "no majority of the nodes can start" in err) == (1, True)
 
 
 async def test_another_number_of_nodes_than_the_data_has_is_refused(quorate: Any) -> None:

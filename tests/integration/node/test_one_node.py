@@ -134,6 +134,41 @@ def test_the_data_of_another_cluster_or_member_is_refused(running: NodeProcess) 
     running.restart()  # the refusals did no harm
 
 
+def test_a_member_of_an_existing_cluster_does_not_start_without_its_log_and_makes_none(node: NodeProcess) -> None:
+    node.changes["--cluster-state"] = "existing"
+    assert "a member that has forgotten what it acknowledged must not vote" in node.refused()
+    assert not node.data_dir.exists()
+    node.changes["--cluster-state"] = "new"
+    node.restart()
+    assert node.terminate() == 0
+    node.changes["--cluster-state"] = "existing"
+    node.restart()
+    assert node.terminate() == 0
+    for segment in (node.data_dir / "raft").glob("wal-*.log"):
+        segment.unlink()
+    said = node.refused()
+    assert str(node.data_dir / "raft") in said
+    assert "quorate reset" in said
+    node.changes["--cluster-state"] = "new"
+    assert "there is no log, but the state beside it has applied" in node.refused()
+
+
+def test_a_log_that_lacks_what_was_applied_is_refused_with_the_way_out_and_not_cut(running: NodeProcess) -> None:
+    for number in range(5):
+        httpx.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()
+    assert running.terminate() == 0
+    (segment,) = (running.data_dir / "raft").glob("wal-*.log")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[: len(whole) // 2])
+    said = running.refused()
+    for word in (str(segment.parent), segment.name, "has applied", "put this member's whole data folder back"):
+        assert word in said
+    assert segment.read_bytes() == whole[: len(whole) // 2]
+    segment.write_bytes(whole)
+    running.restart()
+    assert httpx.get(running.url + SETTINGS).json()["content"] == "a: 4"
+
+
 def test_a_damaged_log_is_refused_naming_file_and_offset(running: NodeProcess) -> None:
     for number in range(20):
         httpx.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()

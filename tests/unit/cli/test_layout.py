@@ -1,11 +1,21 @@
 """The platform's folder: made once, locked by one, removed with care."""
 
+import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from quorate_cli.layout import Layout, RunLock, find_root, open_cluster, remove_everything, write_atomically
+from quorate_cli.layout import (
+    Layout,
+    RunLock,
+    find_root,
+    open_cluster,
+    remove_everything,
+    write_atomically,
+    write_cluster,
+)
 from quorate_core.errors import Conflict, InvalidContent, NotFound
 
 
@@ -24,6 +34,16 @@ def test_the_first_start_generates_the_cluster_and_its_secrets_and_later_ones_fi
     assert cluster == again
     assert secrets == (layout.secret_file.read_text(), layout.token_file.read_text())
     assert secrets[0] != secrets[1]
+
+
+def test_what_was_begun_is_found_again_and_a_file_of_before_says_that_nothing_was(layout: Layout) -> None:
+    cluster, _ = open_cluster(layout, 3)
+    assert (cluster.begun_nodes, cluster.has_documents) == ((), False)
+    known = replace(cluster, begun_nodes=("node-1", "node-3"), has_documents=True)
+    write_cluster(layout, known)
+    assert open_cluster(layout, None) == (known, False)
+    layout.cluster_file.write_text(json.dumps({"cluster_id": cluster.cluster_id, "nodes": 3}))
+    assert open_cluster(layout, None) == (cluster, False)
 
 
 def test_nobody_else_can_read_secrets_or_data(layout: Layout) -> None:

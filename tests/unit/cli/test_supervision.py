@@ -40,6 +40,16 @@ def test_the_delay_doubles_with_each_exit_in_a_row_up_to_its_maximum() -> None:
     assert delays == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
 
 
+def test_a_part_that_has_been_ready_never_waits_long_however_often_it_is_killed() -> None:
+    status, delays, now_s = PartStatus(), [], 0.0
+    for pid in range(1, 8):
+        status, delay_s = exited(became_ready(spawned(status, pid, now_s)), code=-9, now_s=now_s + 1.0)
+        assert delay_s is not None
+        delays.append(delay_s)
+        now_s += 1.0 + delay_s
+    assert delays == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
 def test_the_delay_starts_over_once_a_part_has_been_up_long_enough() -> None:
     status, _ = exited(spawned(PartStatus(), 1, 0.0), code=1, now_s=0.0)
     status, _ = exited(spawned(status, 2, 0.2), code=1, now_s=0.2)
@@ -131,7 +141,7 @@ def test_the_delay_stays_finite_after_any_number_of_exits() -> None:
         (-250, "was killed by signal 250"),
         (0, "ended by itself"),
         (1, "failed with exit code 1"),
-        (78, "refused its settings"),
+        (78, "cannot start"),
     ],
 )
 def test_an_exit_is_told_in_words(code: int, text: str) -> None:

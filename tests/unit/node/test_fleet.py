@@ -12,6 +12,7 @@ from quorate_core.clock import ManualClock
 from quorate_core.errors import NotProposed, QuorateError
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
+from quorate_node import fleet
 from quorate_node.fleet import (
     ANSWER_BYTES_MAX,
     NODE_TTL_S,
@@ -25,6 +26,7 @@ from quorate_store.apps import FleetAnswer, FleetNode
 from quorate_store.model import EventKind
 from quorate_store.port import Store
 from starlette.responses import Response
+from structlog.testing import capture_logs
 from support.node_app import served
 from support.store_local import local_store
 
@@ -50,6 +52,16 @@ class DrivenWait:
 
     def end(self) -> None:
         self._permits.release()
+
+
+class SilentStore:
+    """A real store that never answers when a lease is to be ended."""
+
+    def __init__(self, store: Store) -> None:
+        self.lease_grant, self.put = store.lease_grant, store.put
+
+    async def lease_revoke(self, _lease: int) -> None:
+        await asyncio.get_running_loop().create_future()
 
 
 class LeaderlessStore:
@@ -102,6 +114,21 @@ async def test_a_node_is_announced_under_a_lease_and_renews_it(
         await wait.asked_s()
     assert (await store.store.lease_time_to_live(lease)).remaining_ttl_s > NODE_TTL_S - 1
     assert await held(store) == [lease]
+
+
+async def test_a_node_that_cannot_be_withdrawn_says_why(
+    store: LeaderlessStore, tasks: TaskOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "LEAVE_TIMEOUT_S", 0.05)
+    wait = DrivenWait()
+    membership = FleetMembership(SilentStore(store.store), OWN, wait)  # type: ignore[arg-type]
+    membership.join(tasks)
+    await wait.asked_s()
+    with capture_logs() as logs:
+        await membership.leave()
+    assert [(entry["event"], entry["reason"]) for entry in logs] == [
+        ("node_not_withdrawn", "the store did not end its lease within 0.05 s")
+    ]
 
 
 async def test_a_node_whose_lease_has_ended_announces_itself_again(store: LeaderlessStore, tasks: TaskOwner) -> None:

@@ -28,6 +28,7 @@ def test_a_command_line_gives_typed_settings() -> None:
     assert settings.token_file == Path("t")
     assert settings.advertised_http(HostPort("127.0.0.1", 8501)) == HostPort("node-1.internal", 80)
     assert parsed().apps is None
+    assert (parsed().cluster_state, parsed(cluster_state="existing").cluster_state) == ("new", "existing")
     assert parsed().advertised_http(HostPort("127.0.0.1", 8777)) == HostPort("127.0.0.1", 8777)
 
 
@@ -51,8 +52,12 @@ def test_settings_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch)
         ({"name": "node-9"}, "--name node-9 is not among --members node-1=127.0.0.1:7501"),
         ({"cluster_id": "two words"}, "--cluster-id takes letters"),
         ({"cluster_id": ""}, "--cluster-id takes letters"),
+        ({"cluster_id": None}, "--cluster-id takes letters"),
+        ({"cluster_id_file": "/nowhere/id"}, "--cluster-id and --cluster-id-file are both given"),
+        ({"cluster_id": None, "cluster_id_file": "/nowhere/id"}, "--cluster-id-file /nowhere/id: No such file"),
         ({"peer_advertise": "127.0.0.1:9"}, "--peer-advertise 127.0.0.1:9 is not what --members says of node-1"),
         ({"peer": "127.0.0.1:0"}, "need fixed peer ports"),
+        ({"cluster_state": "old"}, "--cluster-state"),
         ({"http": "0.0.0.0:8501"}, "give --token-file FILE, or bind 127.0.0.1"),
         ({"http": "node-1:8501"}, "give --token-file FILE, or bind 127.0.0.1"),
         ({"http": "0.0.0.0:8501", "token_file": "t"}, "give --http-advertise host:port"),
@@ -81,3 +86,12 @@ def test_a_single_member_may_take_any_free_peer_port() -> None:
 def test_members_print_as_they_are_written() -> None:
     text = "node-1=127.0.0.1:7501,node-2=[::1]:7502"
     assert str(Members.parse(text)) == text
+
+
+def test_the_cluster_id_may_come_from_a_file_and_is_held_to_the_same_rule(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.id"
+    file.write_text("c-77\n")
+    assert parsed(cluster_id=None, cluster_id_file=str(file)).cluster_id == "c-77"
+    file.write_text("two words\n")
+    with pytest.raises(SettingsError, match="--cluster-id takes letters"):
+        parsed(cluster_id=None, cluster_id_file=str(file))

@@ -27,6 +27,7 @@ from quorate_raft.core.ready import Role
 from quorate_raft.runtime.disk import DiskFailed
 from quorate_raft.runtime.driver import TICKS_AT_ONCE_MAX
 from quorate_raft.runtime.forwarding import CALL_BYTES_MAX, CALLS_OUT_MAX, PROPOSE_METHOD
+from quorate_raft.runtime.wal import DamagedLog
 from support.raft_members import PATIENCE_S, RunningCluster, running_cluster
 
 SOON_S = 0.2
@@ -318,7 +319,7 @@ async def test_a_member_whose_state_is_ahead_of_its_log_refuses_to_start(tmp_pat
         await cluster.end("a")
         member = cluster.make("a")
         member.machine.applied_index = 99
-        with pytest.raises(InvariantViolation, match="has applied 99"):
+        with pytest.raises(DamagedLog, match="has applied 99"):
             await member.driver.start()
         with pytest.raises(Unavailable):
             member.driver.status()

@@ -20,6 +20,7 @@ from quorate_raft.runtime.wal import (
     SegmentHeader,
     Wal,
     WalIdentity,
+    holds_log,
     open_wal,
     segment_name,
 )
@@ -117,6 +118,33 @@ def test_a_tail_of_rubbish_is_cut(disk: FileDisk, tmp_path: Path, filling: bytes
     (segment,) = segments(tmp_path)
     segment.write_bytes(segment.read_bytes() + filling)
     assert reopen(disk) == Recovered(HardState(), entries(1, 2), 300)
+
+
+def test_a_log_that_ends_before_what_was_applied_is_refused_and_left_as_it_is(disk: FileDisk, tmp_path: Path) -> None:
+    """A damage within the last record looks like a torn one; what was applied shows that it is none."""
+    write(disk, (HardState(1), entries(1, 2)), (None, entries(3, 4)))
+    (segment,) = segments(tmp_path)
+    data = segment.read_bytes()
+    damaged = data[:-1] + bytes([data[-1] ^ 0xFF])
+    segment.write_bytes(damaged)
+    with pytest.raises(DamagedLog) as refusal:
+        open_wal(disk, IDENTITY, RANDOM_BELOW, applied_index=4)
+    said = refusal.value.detail
+    for word in (str(disk.folder), segment.name, "ends at entry 2", "applied 4", "put this member's whole data folder"):
+        assert word in said
+    assert segment.read_bytes() == damaged
+    wal, recovered = open_wal(disk, IDENTITY, RANDOM_BELOW, applied_index=2)
+    wal.close()
+    assert recovered.entries == entries(1, 2)
+
+
+def test_an_empty_folder_beside_a_state_is_refused_and_stays_empty(disk: FileDisk) -> None:
+    with pytest.raises(DamagedLog, match="there is no log, but the state beside it has applied 7"):
+        open_wal(disk, IDENTITY, RANDOM_BELOW, applied_index=7)
+    assert disk.names() == []
+    assert not holds_log(disk.folder)
+    reopen(disk)
+    assert holds_log(disk.folder)
 
 
 def test_data_that_looks_like_a_record_is_not_taken_for_one(disk: FileDisk, tmp_path: Path) -> None:
@@ -270,7 +298,7 @@ class _Recording:
         self._disk = disk
         self.done: list[str] = []
         self.names, self.remove, self.sync_folder, self.run = disk.names, disk.remove, disk.sync_folder, disk.run
-        self.write_atomically = disk.write_atomically
+        self.folder, self.write_atomically = disk.folder, disk.write_atomically
 
     def open(self, name: str, *, create: bool) -> DiskFile:
         return _RecordingFile(self.done, self._disk.open(name, create=create))

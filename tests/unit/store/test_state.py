@@ -1,5 +1,6 @@
 """The state machine under what can go wrong: kill -9, doubtful files, full stores and maps, wrong entries."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -31,10 +32,12 @@ from quorate_store.commands import (
     decode_command,
     encode_command,
 )
+from quorate_store.database import StateUnusable
 from quorate_store.machine_boot import MARKER_NAME
 from quorate_store.model import RANGE_ALL, REQUEST_BYTES_MAX, DeleteOp, PutOp, PutResult, RangeOp, TxnOp
 from quorate_store.mvcc import row_cost_bytes
 from quorate_store.state import Applied, MapFull, StateMachine
+from structlog.testing import capture_logs
 from support.store_model import apply_one, entries_of, observable
 
 MIB = 1024 * 1024
@@ -199,6 +202,46 @@ def test_files_without_a_readable_marker_are_discarded(tmp_path: Path, damage: b
     machine = opened(tmp_path, boot_id="boot-1")
     assert machine.applied_index == 0
     machine.close()
+
+
+def test_a_marker_that_cannot_be_written_fails_the_start_naming_the_folder_and_the_reason(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "state" / f"{MARKER_NAME}.new").mkdir()
+    with pytest.raises(StateUnusable) as refusal:
+        opened(tmp_path)
+    assert refusal.value.detail.startswith(f"cannot open the state in {tmp_path / 'state'}: Is a directory (")
+    assert refusal.value.detail.endswith(f"{MARKER_NAME}.new)")
+
+
+def test_a_marker_that_cannot_be_written_at_the_end_only_makes_the_files_doubtful(tmp_path: Path) -> None:
+    machine = opened(tmp_path, boot_id="boot-1")
+    apply_one(machine, PutOp(b"k", b"v"))
+    aside = tmp_path / "state" / f"{MARKER_NAME}.new"
+    aside.mkdir()
+    with capture_logs() as logs:
+        machine.close()
+    assert [entry["event"] for entry in logs] == ["state_not_marked_as_whole"]
+    assert str(tmp_path / "state") in logs[0]["reason"]
+    aside.rmdir()
+    again = opened(tmp_path, boot_id="boot-1")
+    assert again.applied_index == 1
+    again.close()
+
+
+def test_a_full_disk_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(database, "write_marker", full)
+    with pytest.raises(StateUnusable, match="the disk is full"):
+        opened(tmp_path)
+
+
+def test_files_that_lmdb_cannot_read_are_named_with_the_way_out(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "state" / "data.mdb").write_bytes(b"no pages of lmdb" * 4096)
+    with pytest.raises(StateUnusable, match=r"state: .*: remove the folder, and the log rebuilds it"):
+        opened(tmp_path)
 
 
 def test_on_a_machine_without_boot_ids_only_a_clean_close_is_believed(tmp_path: Path) -> None:

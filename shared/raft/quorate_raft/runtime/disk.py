@@ -69,6 +69,10 @@ class FileDisk:
         os.close(self._lock_fd)
         os.close(self._folder_fd)
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def names(self) -> Sequence[str]:
         with self.failing("list", ""):
             return sorted(entry.name for entry in os.scandir(self._folder) if entry.name != LOCK_NAME)
@@ -116,7 +120,8 @@ class FileDisk:
             raise DiskFailed(f"cannot {action} {self._folder / name}: {reason}") from error
 
     def _lock(self) -> int:
-        descriptor = os.open(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self.failing("open", LOCK_NAME):
+            descriptor = os.open(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -134,15 +134,15 @@ class RaftDriver:
     async def start(self) -> None:
         """Read the log, join the peers, begin to tick. Returns without waiting for a leader.
 
-        Raises SettingsError for a damaged log or one of another member.
+        Raises SettingsError for a log that is damaged, ends before what was applied, or is another member's.
         """
         config = self._config
         identity = WalIdentity(config.cluster_id, config.name)
+        applied_index = self._machine.applied_index
         opened: tuple[Wal, Recovered] = await self._disk.run(
-            partial(open_wal, self._disk, identity, config.random_below, config.segment_bytes_max)
+            partial(open_wal, self._disk, identity, config.random_below, config.segment_bytes_max, applied_index)
         )
         wal, recovered = opened
-        applied_index = self._machine.applied_index
         try:
             node = RaftNode(
                 self._raft_config, recovered.hard_state, recovered.entries, applied_index, config.random_below

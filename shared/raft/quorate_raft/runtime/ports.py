@@ -1,6 +1,7 @@
 """What the driver stands on. A simulation replaces `Disk`, `Network` and `Clock`; everything else runs unchanged."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from quorate_core.clock import Clock
@@ -25,6 +26,11 @@ class DiskFile(Protocol):
 
 class Disk(Protocol):
     """One folder. All calls block; the driver makes them off the event loop."""
+
+    @property
+    def folder(self) -> Path:
+        """Which one, for people."""
+        ...
 
     def names(self) -> Sequence[str]: ...
     def open(self, name: str, *, create: bool) -> DiskFile: ...

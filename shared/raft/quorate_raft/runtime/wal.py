@@ -11,7 +11,8 @@ Segments `wal-<sequence>.log` hold records, one after the other; the first of a 
 A batch is one record, one append and one sync, and the next is not begun before it is synced. So a crash can tear
 only the last record, which was never acknowledged: it is cut. Anything else that does not fit, and so any damage with
 a whole record after it, is a damage to what was acknowledged: the member refuses to start. (A damage within the last
-record looks like a torn one.) The seed keeps data that contains records from being taken for one.
+record looks like a torn one, unless the state machine has applied what it held.) The seed keeps data that contains
+records from being taken for one.
 
 All of this blocks: it runs in the disk's thread.
 """
@@ -20,6 +21,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -37,12 +39,13 @@ _MAGIC = b"QWAL"
 _PREFIX = struct.Struct("<4sIII")
 _SUMMED = struct.Struct("<II")
 _SEED_BELOW = 2**32
+_SEGMENT_PATTERN = "wal-*.log"
 
 log = structlog.get_logger(__name__)
 
 
 class DamagedLog(SettingsError):
-    """The log is damaged where it was acknowledged. Starting again without a change is useless."""
+    """The log is damaged, or ends, where it was acknowledged. Starting again without a change is useless."""
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -115,22 +118,28 @@ class Wal:
             self._file.close()
             self._file = None
 
-    def recover(self) -> Recovered:
-        """Read everything; leaves the last segment open for appending. Raises DamagedLog, or SettingsError for a log
-        of somebody else."""
-        names = [name for name in self._disk.names() if name.startswith("wal-") and name.endswith(".log")]
-        replay, cut_bytes = self._replay, 0
+    def recover(self, applied_index: int = 0) -> Recovered:
+        """Read everything; leaves the last segment open for appending. Nothing is changed on disk before it is known
+        that the log reaches `applied_index`. Raises DamagedLog, or SettingsError for a log of somebody else."""
+        names = [name for name in self._disk.names() if Path(name).match(_SEGMENT_PATTERN)]
+        replay, torn_bytes = self._replay, 0
         for position, name in enumerate(names):
             self.close()
             self._file = self._disk.open(name, create=False)
-            cut_bytes = self._read_segment(name, is_last=position == len(names) - 1)
+            torn_bytes = self._read_segment(name, is_last=position == len(names) - 1)
+        if len(replay.entries) < applied_index:
+            raise DamagedLog(_too_short(names, len(replay.entries), applied_index, replay.size_bytes, torn_bytes))
         if self._file is None:
             self._begin_segment()
+        elif torn_bytes:
+            self._file.truncate(replay.size_bytes)
+            self._file.sync()
+            log.warning("torn_log_tail_cut", segment=names[-1], offset=replay.size_bytes, cut_bytes=torn_bytes)
         entries, replay.entries = replay.entries, []
-        return Recovered(replay.hard_state, entries, cut_bytes)
+        return Recovered(replay.hard_state, entries, torn_bytes)
 
     def _read_segment(self, name: str, *, is_last: bool) -> int:
-        """Returns the number of bytes that were cut."""
+        """Returns how many bytes at the end are those of a torn record."""
         if self._file is None:
             raise DamagedLog(f"{name} is not open")
         data = self._file.read_all()
@@ -148,12 +157,8 @@ class Wal:
         if not is_last or found is not None:
             after = f"; a whole record follows at {found}" if found is not None else "; it is not the last segment"
             raise DamagedLog(
-                f"the log is damaged: {name} at offset {offset}{after}. Entries that were acknowledged are unreadable: "
-                "restore this member's data folder from a copy, or replace the member"
+                f"the log is damaged: {name} at offset {offset}{after}. Entries that were acknowledged are unreadable"
             )
-        self._file.truncate(offset)
-        self._file.sync()
-        log.warning("torn_log_tail_cut", segment=name, offset=offset, cut_bytes=len(data) - offset)
         return len(data) - offset
 
     def _begin_segment(self) -> None:
@@ -248,12 +253,24 @@ class _Replay:
 
 
 def open_wal(
-    disk: Disk, identity: WalIdentity, random_below: RandomBelow, segment_bytes_max: int = SEGMENT_BYTES_MAX
+    disk: Disk,
+    identity: WalIdentity,
+    random_below: RandomBelow,
+    segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    applied_index: int = 0,
 ) -> tuple[Wal, Recovered]:
-    """Open the log in `disk`'s folder, or begin one. Raises DamagedLog, or SettingsError for somebody else's."""
+    """Open the log in `disk`'s folder, or begin one. It must reach `applied_index`, up to which the state machine has
+    applied it. Raises DamagedLog, or SettingsError for somebody else's; both name the folder."""
     wal = Wal(disk, identity, random_below, segment_bytes_max)
     try:
-        return wal, wal.recover()
+        return wal, wal.recover(applied_index)
+    except DamagedLog as error:
+        wal.close()
+        way_out = "put this member's whole data folder back from a copy that was made while it did not run"
+        raise DamagedLog(f"{disk.folder}: {error.detail}: {way_out}") from error
+    except SettingsError as error:
+        wal.close()
+        raise SettingsError(f"{disk.folder}: {error.detail}") from error
     except BaseException:
         wal.close()
         raise
@@ -261,6 +278,21 @@ def open_wal(
 
 def segment_name(sequence: int) -> str:
     return f"wal-{sequence:016d}.log"
+
+
+def holds_log(folder: Path) -> bool:
+    """Whether a member has ever written its log into `folder`, which need not be there."""
+    return any(folder.glob(_SEGMENT_PATTERN))
+
+
+def _too_short(names: Sequence[str], last_index: int, applied_index: int, offset: int, torn_bytes: int) -> str:
+    if not names:
+        return f"there is no log, but the state beside it has applied {applied_index} entries of one"
+    torn = f"; {torn_bytes} bytes after it cannot be read" if torn_bytes else ""
+    return (
+        f"the log is damaged: it ends at entry {last_index}, {names[-1]} at offset {offset}{torn}, but the state "
+        f"beside it has applied {applied_index}. Entries that were acknowledged are missing"
+    )
 
 
 def _checksum(payload: bytes, previous: int, seed: int) -> int:
