@@ -74,8 +74,10 @@ def run_with_coverage(folders: list[str]) -> bool:
 
 
 def run_pytest(command: list[str], folders: list[str]) -> bool:
-    # The slowest tests are named, so that a stage that grows long shows why.
-    code = subprocess.run([*command, "--durations=5", "--durations-min=1", *folders], cwd=ROOT, check=False).returncode
+    # The slowest tests are named, so that a stage that grows long shows why. What was skipped is named with its reason.
+    code = subprocess.run(
+        [*command, "--durations=5", "--durations-min=1", "-rs", *folders], cwd=ROOT, check=False
+    ).returncode
     return code == 0
 
 
