@@ -153,8 +153,6 @@ class _Api(FastAPI):
         raw = self.raw_endpoints.get(scope["path"]) if scope["type"] == "http" else None
         if raw is None:
             await super().__call__(scope, receive, send)
-        elif scope["method"] != "POST":
-            await _answer_with(_method_refused(scope), scope, receive, send)
         else:
             await self._answer_raw(*raw, scope, receive, send)
 
@@ -167,25 +165,26 @@ class _Api(FastAPI):
         send: Send,
     ) -> None:
         surface: Surface = self.state.surface
-        refusal = _refusal_of(surface, scope)
-        if refusal is not None:
-            await _answer_with(problem_response(refusal), scope, receive, send)
-            return
         request_id = _request_id(scope["headers"])
+        refusal = _refusal_of(surface, scope)
+        response: Response | None
         try:
-            answer = await handler(await _read_body(receive, surface.body_bytes_max))
+            if refusal is not None:
+                response = problem_response(refusal)
+            elif scope["method"] != "POST":
+                response = _method_refused(scope)
+            else:
+                answer = await handler(await _read_body(_bounded(receive, surface.body_bytes_max)))
+                response = None
         except QuorateError as error:
-            await _answer_with(on_error(error), scope, receive, send)
+            response = on_error(error)
         except Exception as error:
-            await _answer_with(on_error(_hidden(error, scope["path"], request_id)), scope, receive, send)
-        else:
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(answer)),
-                (b"x-request-id", request_id),
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": answer})
+            response = on_error(_hidden(error, scope["path"], request_id))
+        if response is None:
+            await _send_json(send, answer, request_id)
+            return
+        response.headers["x-request-id"] = request_id.decode()
+        await response(scope, receive, send)
 
 
 def problem_response(error: QuorateError) -> Response:
@@ -262,20 +261,23 @@ def _method_refused(scope: Scope) -> Response:
     )
 
 
-async def _answer_with(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    response.headers["x-request-id"] = _request_id(scope["headers"]).decode()
-    await response(scope, receive, send)
+async def _send_json(send: Send, body: bytes, request_id: bytes) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
-async def _read_body(receive: Receive, body_bytes_max: int) -> bytes:
-    """Raises PayloadTooLarge, and Unavailable when the client has gone before its body was whole."""
+async def _read_body(receive: Receive) -> bytes:
+    """Raises what `receive` raises, and Unavailable when the client has gone before its body was whole."""
     message = await receive()
     body: bytes = message.get("body", b"")
     while message.get("more_body", False):
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > body_bytes_max:
-            raise _too_large(body_bytes_max)
     if message["type"] == "http.disconnect":
         raise Unavailable("the client has gone")
     return body

@@ -114,6 +114,14 @@ async def test_a_raw_endpoint_hides_defects_and_names_its_requests() -> None:
     assert good.headers["x-request-id"] != other.headers["x-request-id"]
 
 
+async def test_a_raw_endpoint_tells_strangers_nothing_and_names_a_failure_as_the_log_does() -> None:
+    async with client_of(build()) as client:
+        stranger = await client.get("/raw", headers={"host": "evil.example"})
+        boom = await client.post("/raw", content=b"boom")
+    assert stranger.status_code == 403
+    assert boom.headers["x-request-id"] in boom.json()["detail"]
+
+
 async def test_a_body_over_the_limit_is_refused_with_and_without_a_length() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
