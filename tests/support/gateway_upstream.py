@@ -173,11 +173,22 @@ async def read_body(reader: asyncio.StreamReader, request: Received) -> bytes:
     return await reader.readexactly(int(request.field("content-length") or 0))
 
 
+_HELD: dict[int, socket.socket] = {}
+"""Bound and never listening, to the end of the process, so that nobody else gets their ports meanwhile."""
+
+
 def unused_port() -> int:
-    """A port that refuses connections: bound and given up just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that refuses connections."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    port = int(holder.getsockname()[1])
+    _HELD[port] = holder
+    return port
+
+
+def give_back(port: int) -> None:
+    """Let somebody listen on an `unused_port`."""
+    _HELD.pop(port).close()
 
 
 class SilentListener:

@@ -1,18 +1,19 @@
 """Real nodes as processes of their own, on free ports of loopback, and hands to break them."""
 
 import os
+import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from quorate_cli import ports as machine_ports
 from quorate_core.secrets import generate_secret
 
 START_S_MAX = 30.0
@@ -40,12 +41,8 @@ def until(what: str, probe: Callable[[], T | None], within_s: float = 15.0) -> T
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Ports that nobody listened on a moment ago, outside of the range of outgoing connections."""
+    return machine_ports.free_ports(count, "127.0.0.1", random.Random())
 
 
 def write_secret(path: Path, secret: str | None = None) -> Path:

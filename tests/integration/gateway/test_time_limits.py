@@ -8,7 +8,7 @@ from quorate_core.clock import ManualClock
 from quorate_gateway.proxy.downstream import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, LINGER_S
 from quorate_gateway.proxy.upstream import AVOID_S, IDLE_S_MAX
 from support.gateway_client import Client, Gateway, running_gateway
-from support.gateway_upstream import Exchange, Upstream, unused_port
+from support.gateway_upstream import Exchange, Upstream, give_back, unused_port
 
 ROUTES = (
     "  - {name: orders, match: {path_prefix: /orders}, service: order, timeout_ms: 3000, idle_timeout_ms: 5000}\n"
@@ -190,6 +190,7 @@ async def test_an_endpoint_that_refused_is_asked_again_after_a_while() -> None:
         pool = gateway.plane.pools[f"127.0.0.1:{port}"]
         assert pool.connect_failures == 1
         clock.advance(AVOID_S)
+        give_back(port)
         async with Upstream(port=port) as back:
             for _ in range(4):
                 assert (await client.get()).status == 200
