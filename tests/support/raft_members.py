@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from quorate_core.clock import Clock, SystemClock
-from quorate_core.errors import Conflict, NotProposed
+from quorate_core.errors import Conflict, NotProposed, Unavailable
 from quorate_core.serving import bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
+from quorate_raft.core.membership import Membership
 from quorate_raft.core.messages import Entry, EntryKind, MemberName, Message
 from quorate_raft.runtime.disk import DiskFailed, FileDisk
 from quorate_raft.runtime.driver import DriverConfig, RaftDriver
-from quorate_raft.runtime.ports import DiskFile, PeerReceiver
+from quorate_raft.runtime.ports import DiskFile, PeerReceiver, ReadPart, SnapshotOffer
 from quorate_raft.runtime.tcp import TcpConfig, TcpNetwork
 
 CLUSTER_ID = "test-cluster"
@@ -26,12 +28,18 @@ PATIENCE_S = 20.0
 """Bounds every wait for an event that is to come."""
 
 
+class _SavedWords(msgspec.Struct):
+    index: int
+    term: int
+    words: list[bytes]
+
+
 class WordList:
     """A state machine: a list of words. Its result is how many there are; a word that starts with `!` is refused."""
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
-        self.applied_index = 0
+        self.applied_index = self.applied_term = 0
         self.changed = asyncio.Event()
         self.failure: Exception | None = None
 
@@ -39,7 +47,7 @@ class WordList:
         if self.failure is not None:
             raise self.failure
         results = [self._apply(entry) for entry in entries]
-        self.applied_index = entries[-1].index
+        self.applied_index, self.applied_term = entries[-1].index, entries[-1].term
         self.changed.set()
         return results
 
@@ -50,6 +58,24 @@ class WordList:
             return Conflict(f"{entry.data!r} is refused")
         self.words.append(entry.data)
         return len(self.words)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.words))
+
+    def save_snapshot(self, path: Path) -> tuple[int, int]:
+        saved = _SavedWords(self.applied_index, self.applied_term, list(self.words))
+        path.write_bytes(msgspec.msgpack.encode(saved))
+        return saved.index, saved.term
+
+    def restore_snapshot(self, path: Path) -> Callable[[], None]:
+        saved = msgspec.msgpack.decode(path.read_bytes(), type=_SavedWords)
+
+        def swap() -> None:
+            self.words, self.applied_index, self.applied_term = saved.words, saved.index, saved.term
+            self.changed.set()
+
+        return swap
 
     async def has(self, word: bytes) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -65,7 +91,8 @@ class FaultyDisk:
         self._disk = disk
         self.fails = False
         self.folder, self.names, self.remove, self.sync_folder = disk.folder, disk.names, disk.remove, disk.sync_folder
-        self.write_atomically = disk.write_atomically
+        self.write_atomically, self.publish = disk.write_atomically, disk.publish
+        self.path, self.read, self.size_bytes, self.run_aside = disk.path, disk.read, disk.size_bytes, disk.run_aside
         self.let_go = asyncio.Event()
         self.let_go.set()
 
@@ -81,7 +108,8 @@ class _FaultyFile:
     def __init__(self, disk: FaultyDisk, file: DiskFile) -> None:
         self._disk = disk
         self._file = file
-        self.append, self.read_all, self.truncate, self.close = file.append, file.read_all, file.truncate, file.close
+        self.append, self.close = file.append, file.close
+        self.preallocate, self.continue_at = file.preallocate, file.continue_at
 
     def sync(self) -> None:
         if self._disk.fails:
@@ -98,6 +126,7 @@ class CuttableNetwork:
         self.cut: set[MemberName] = set()
         self.loses_calls = False
         """Calls of peers arrive, and are never answered."""
+        self.call_lost = asyncio.Event()
         self.close = network.close
 
     async def start(self, receiver: PeerReceiver) -> None:
@@ -113,6 +142,17 @@ class CuttableNetwork:
             raise NotProposed(f"{to} is cut off")
         return await self._network.call(to, method, payload, timeout_s)
 
+    def set_members(self, membership: Membership) -> None:
+        self._network.set_members(membership)
+
+    async def send_snapshot(self, to: MemberName, offer: SnapshotOffer, read: ReadPart) -> None:
+        async def read_unless_cut(offset: int, size_bytes: int) -> bytes:
+            self._require_link(to)
+            return await read(offset, size_bytes)
+
+        self._require_link(to)
+        await self._network.send_snapshot(to, offer, read_unless_cut)
+
     def connected(self) -> Sequence[MemberName]:
         return [name for name in self._network.connected() if name not in self.cut]
 
@@ -123,8 +163,27 @@ class CuttableNetwork:
     async def on_call(self, sender: MemberName, method: str, payload: bytes) -> bytes:
         assert self._receiver is not None
         if self.loses_calls:
+            self.call_lost.set()
             await asyncio.Event().wait()
         return await self._receiver.on_call(sender, method, payload)
+
+    async def on_snapshot(self, sender: MemberName, offer: SnapshotOffer, chunks: AsyncIterator[bytes]) -> None:
+        async def chunks_until_cut() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                self._require_link(sender)
+                yield chunk
+
+        assert self._receiver is not None
+        self._require_link(sender)
+        await self._receiver.on_snapshot(sender, offer, chunks_until_cut())
+
+    def on_removed(self, by: MemberName) -> None:
+        if by not in self.cut and self._receiver is not None:
+            self._receiver.on_removed(by)
+
+    def _require_link(self, peer: MemberName) -> None:
+        if peer in self.cut:
+            raise Unavailable(f"{peer} is cut off")
 
 
 class RunningMember:
@@ -181,10 +240,15 @@ class RunningCluster:
     def __getitem__(self, name: MemberName) -> RunningMember:
         return self.members[name]
 
-    def make(self, name: MemberName) -> RunningMember:
-        """A member that is not started yet."""
+    def address(self, name: MemberName) -> str:
+        return str(self._addresses[name])
+
+    def make(self, name: MemberName, *, joins: bool = False) -> RunningMember:
+        """A member that is not started yet; one that is not among the first voters joins."""
         listener = self._listeners.pop(name, None) or open_listener(self._addresses[name], name)
-        member = RunningMember(replace(self._config, name=name), self._folder, listener, self._addresses, self._clock)
+        is_first = name in self._config.membership and not joins
+        config = replace(self._config, name=name, membership=self._config.membership if is_first else Membership())
+        member = RunningMember(config, self._folder, listener, self._addresses, self._clock)
         self.members[name] = member
 
         def on_leadership(leads: bool, _term: int) -> None:
@@ -229,13 +293,17 @@ class RunningCluster:
                     await self.members[name].driver.read_index(PATIENCE_S)
 
 
+_SMALL: dict[str, Any] = {"cluster_id": CLUSTER_ID, "tick_interval_s": 0.02, "segment_bytes_max": 1024 * 1024}
+
+
 @contextlib.asynccontextmanager
 async def running_cluster(
-    names: str, folder: Path, *, started: str = "", clock: Clock | None = None, **config: Any
+    names: str, folder: Path, *, voters: str = "", started: str = "", clock: Clock | None = None, **config: Any
 ) -> AsyncIterator[RunningCluster]:
     """Members that are started (all, or those of `started`), on a tick of 20 ms unless `config` says otherwise, and
-    stopped at the end."""
-    base = DriverConfig(names[0], tuple(names), **{"cluster_id": CLUSTER_ID, "tick_interval_s": 0.02, **config})
+    stopped at the end. `voters`: those that the cluster begins with, when others are to join."""
+    membership = Membership.of_voters(voters or names)
+    base = DriverConfig(names[0], membership, **{**_SMALL, **config})
     cluster = RunningCluster(names, folder, base, clock or SystemClock())
     try:
         for name in started or names:

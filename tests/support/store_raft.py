@@ -16,7 +16,7 @@ from quorate_core.errors import QuorateError
 from quorate_core.serving import bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
-from quorate_raft import DriverConfig, FileDisk, RaftDriver, TcpConfig, TcpNetwork
+from quorate_raft import DriverConfig, FileDisk, Membership, RaftDriver, TcpConfig, TcpNetwork
 from quorate_store.raft_engine import RaftStore
 from quorate_store.state import StateMachine
 
@@ -49,7 +49,8 @@ class RaftMember:
         self._disk = FileDisk(self._folder / "log")
         self.machine = StateMachine(self._folder / "state", map_bytes=256 * 1024 * 1024)
         network = TcpNetwork(TcpConfig(self.name, CLUSTER_ID, SECRET, self._peers), listener, tasks)
-        config = DriverConfig(self.name, tuple(self._peers), CLUSTER_ID)
+        membership = Membership.of_voters({name: str(address) for name, address in self._peers.items()})
+        config = DriverConfig(self.name, membership, CLUSTER_ID, segment_bytes_max=1024 * 1024)
         self.driver = RaftDriver(config, self._disk, network, self._clock, self.machine, tasks)
         self.store = RaftStore(self.driver, self.machine, self._clock, tasks)
         await self.driver.start()

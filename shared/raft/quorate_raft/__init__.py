@@ -4,17 +4,31 @@ A process that wants to be a member makes a `FileDisk` and a `TcpNetwork`, gives
 machine, and proposes through that. Whoever wants consensus without this runtime takes `core.node.RaftNode`.
 """
 
-from quorate_raft.core.messages import Entry, EntryKind, HardState, MemberName
+from quorate_raft.core.membership import (
+    AddLearner,
+    Member,
+    Membership,
+    MembershipChange,
+    PromoteLearner,
+    RemoveMember,
+)
+from quorate_raft.core.messages import Entry, EntryKind, HardState, MemberName, SnapshotMeta
 from quorate_raft.core.node import RaftNode
+from quorate_raft.core.progress import FollowerStatus, ProgressState
 from quorate_raft.core.ready import RaftConfig, Ready, Role
+from quorate_raft.runtime.administration import MemberRemoved
 from quorate_raft.runtime.disk import DiskFailed, FileDisk
 from quorate_raft.runtime.driver import DriverConfig, RaftDriver, RaftStatus
-from quorate_raft.runtime.ports import Disk, DiskFile, Network, PeerReceiver, StateMachine
+from quorate_raft.runtime.ports import Disk, DiskFile, Network, PeerReceiver, SnapshotOffer, StateMachine
+from quorate_raft.runtime.snapshots import DamagedSnapshot
 from quorate_raft.runtime.tcp import TcpConfig, TcpNetwork
-from quorate_raft.runtime.wal import DamagedLog, holds_log
+from quorate_raft.runtime.wal import holds_log
+from quorate_raft.runtime.wal_recovery import DamagedLog
 
 __all__ = [
+    "AddLearner",
     "DamagedLog",
+    "DamagedSnapshot",
     "Disk",
     "DiskFailed",
     "DiskFile",
@@ -22,16 +36,26 @@ __all__ = [
     "Entry",
     "EntryKind",
     "FileDisk",
+    "FollowerStatus",
     "HardState",
+    "Member",
     "MemberName",
+    "MemberRemoved",
+    "Membership",
+    "MembershipChange",
     "Network",
     "PeerReceiver",
+    "ProgressState",
+    "PromoteLearner",
     "RaftConfig",
     "RaftDriver",
     "RaftNode",
     "RaftStatus",
     "Ready",
+    "RemoveMember",
     "Role",
+    "SnapshotMeta",
+    "SnapshotOffer",
     "StateMachine",
     "TcpConfig",
     "TcpNetwork",

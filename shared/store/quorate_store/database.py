@@ -2,35 +2,36 @@
 
 Rows of `revisions` are keyed by (main, sub), big-endian, so that LMDB's order is the order of history. A write
 transaction is one batch of log entries, and carries the applied index (data and index apart are a corruption, as etcd
-3.5 showed).
+3.5 showed). A copy of the files is made of one transaction too, beside the writer, and so is whole in the same sense.
 """
 
 import contextlib
 import errno
-import shutil
+import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 import msgspec
-import structlog
 from quorate_core.errors import InvariantViolation, QuorateError, SettingsError
 
 from quorate_store.key_index import Position, main_of, sub_of
-from quorate_store.machine_boot import BootMarker, current_boot_id, is_believable, read_marker, write_marker
 
 GIB = 1024**3
 MAP_BYTES_DEFAULT = 4 * GIB
 QUOTA_BYTES_DEFAULT = MAP_BYTES_DEFAULT - 2 * GIB
 """What the state starts with; a leader whose setting differs proposes its own."""
 FORMAT = 1
+DATA_FILE_NAME = "data.mdb"
+"""LMDB's own name for it."""
 
+_DISK_FULL = "the disk is full"
+_META_PAGES = 2
 _ROW_KEY = struct.Struct(">QI")
 _LEASE_KEY = struct.Struct(">Q")
 _META_KEY = b"meta"
-
-log = structlog.get_logger(__name__)
 
 
 class StateUnusable(QuorateError):
@@ -86,20 +87,37 @@ _stored_meta_decoder = msgspec.msgpack.Decoder(tuple[int, Meta])
 """(format, meta)."""
 
 
+@contextlib.contextmanager
+def failing(action: str, folder: Path) -> Iterator[None]:
+    """Turns what the system or LMDB refuses into StateUnusable. A full map is the caller's to explain."""
+    try:
+        yield
+    except lmdb.MapFullError:
+        raise
+    except OSError as error:
+        reason = _DISK_FULL if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        where = f" ({error.filename})" if error.filename else ""
+        raise StateUnusable(f"cannot {action} the state in {folder}: {reason}{where}") from error
+    except lmdb.DiskError as error:
+        raise StateUnusable(f"cannot {action} the state in {folder}: {_DISK_FULL}") from error
+    except (lmdb.InvalidError, lmdb.CorruptedError) as error:
+        way_out = "remove the folder, and the newest snapshot and the log rebuild it"
+        raise StateUnusable(f"cannot {action} the state in {folder}: {error}: {way_out}") from error
+    except lmdb.Error as error:
+        raise StateUnusable(f"cannot {action} the state in {folder}: {error}") from error
+
+
 class Database:
     """One open environment. Calls take the LMDB transaction; none is held over an `await`."""
 
-    def __init__(self, folder: Path, map_bytes: int = MAP_BYTES_DEFAULT, boot_id: str | None = None) -> None:
-        """Open or create the files in `folder`, discarding what a crash of the machine has made doubtful.
-
-        `boot_id` is the machine's own unless given. Raises StateUnusable.
-        """
+    def __init__(self, folder: Path, map_bytes: int = MAP_BYTES_DEFAULT, *, is_copy: bool = False) -> None:
+        """Open or create the files in `folder`. `is_copy`: they are a copy that `copy` has made, of another member
+        perhaps, and is not believed to be whole. Raises StateUnusable."""
         self._folder = folder
-        self._boot_id = current_boot_id() if boot_id is None else boot_id
+        self._is_closed = False
+        self._copying = threading.Lock()
+        """Held while a copy is made, which must not lose its environment meanwhile."""
         with self.failing("open"):
-            self._discard_if_doubtful()
-            folder.mkdir(parents=True, exist_ok=True)
-            write_marker(folder, BootMarker(self._boot_id, closed_cleanly=False))
             # NB: no writemap. It would spare copies, but a full disk would be a SIGBUS instead of an error, and the
             # file would be as long as the map.
             self._env = lmdb.open(
@@ -107,62 +125,97 @@ class Database:
                 readahead=False, mode=0o600,
             )  # fmt: skip
             try:
+                if is_copy:
+                    self._require_whole(map_bytes)
                 self._revisions = self._env.open_db(b"revisions")
                 self._leases = self._env.open_db(b"leases")
             except BaseException:
                 self._env.close()
                 raise
 
-    def _discard_if_doubtful(self) -> None:
-        if not (self._folder / "data.mdb").exists():
-            return
-        if is_believable(read_marker(self._folder), self._boot_id):
-            return
-        log.warning(
-            "state_discarded", folder=str(self._folder),
-            reason="the machine went down without a clean close; the log rebuilds the state",
-        )  # fmt: skip
-        shutil.rmtree(self._folder)
+    def _require_whole(self, map_bytes: int) -> None:
+        """NB: before anything is read. LMDB does not look at the length of its file, and reading past the end of it
+        would be a SIGBUS."""
+        present_bytes = (self._folder / DATA_FILE_NAME).stat().st_size
+        if present_bytes < self.used_bytes:
+            raise StateUnusable(
+                f"the copy in {self._folder} has {present_bytes} bytes, and should have {self.used_bytes}"
+            )
+        if self.used_bytes > map_bytes:
+            raise StateUnusable(
+                f"the copy in {self._folder} has {self.used_bytes} bytes, over this member's map of {map_bytes}; "
+                "give it a larger one (map bytes)"
+            )
+
+    def failing(self, action: str) -> contextlib.AbstractContextManager[None]:
+        """Turns what the system or LMDB refuses into StateUnusable. A full map is the caller's to explain."""
+        return failing(action, self._folder)
 
     def close(self) -> None:
-        """Sync, close, and mark the files as whole. Never raises for a disk that refuses: at worst they are discarded
-        after a restart of the machine, and the log rebuilds them."""
-        try:
-            with self.failing("close"):
-                try:
-                    self._env.sync(True)
-                finally:
-                    self._env.close()
-                write_marker(self._folder, BootMarker(self._boot_id, closed_cleanly=True))
-        except StateUnusable as error:
-            log.warning("state_not_marked_as_whole", reason=error.detail)
+        """Sync and close. Waits for a copy that is being made. Raises StateUnusable."""
+        with self._copying, self.failing("close"):
+            try:
+                self._env.sync(True)
+            finally:
+                self._close()
 
     def abandon(self) -> None:
-        """Close without syncing or marking: after a failure the files are what kill -9 would have left."""
+        """Close without syncing: the files are what kill -9 would have left. Waits for a copy that is being made."""
+        with self._copying:
+            self._close()
+
+    @property
+    def is_being_copied(self) -> bool:
+        return self._copying.locked()
+
+    def abandon_unless_copied(self) -> bool:
+        """The same without waiting: False, and nothing is done, while a copy is being made."""
+        if not self._copying.acquire(blocking=False):
+            return False
+        try:
+            self._close()
+        finally:
+            self._copying.release()
+        return True
+
+    def _close(self) -> None:
+        self._is_closed = True
         self._env.close()
 
-    @contextlib.contextmanager
-    def failing(self, action: str) -> Iterator[None]:
-        """Turns what the system or LMDB refuses into StateUnusable. A full map is the caller's to explain."""
-        try:
-            yield
-        except lmdb.MapFullError:
-            raise
-        except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-            where = f" ({error.filename})" if error.filename else ""
-            raise StateUnusable(f"cannot {action} the state in {self._folder}: {reason}{where}") from error
-        except (lmdb.InvalidError, lmdb.CorruptedError) as error:
-            way_out = "remove the folder, and the log rebuilds it"
-            raise StateUnusable(f"cannot {action} the state in {self._folder}: {error}: {way_out}") from error
-        except lmdb.Error as error:
-            raise StateUnusable(f"cannot {action} the state in {self._folder}: {error}") from error
+    def copy(self, path: Path) -> tuple[int, int]:
+        """Write all of the last transaction to the new file `path`, without LMDB's free pages. For a thread beside the
+        one that writes, which goes on; not synced. Returns (applied_index, applied_term), as read from the copy. Raises
+        StateUnusable, and leaves nothing behind then."""
+        with self._copying, failing(f"copy to {path}", self._folder):
+            if self._is_closed:
+                raise StateUnusable(f"the state in {self._folder} was closed, or replaced, before it could be copied")
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                self.copy_into(descriptor)
+                return _applied_in_copy(path)
+            except BaseException:
+                path.unlink()
+                raise
+            finally:
+                os.close(descriptor)
+
+    def copy_into(self, descriptor: int) -> None:
+        self._env.copyfd(descriptor, compact=True)
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the map in use, LMDB's free pages included."""
         used: int = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         return used
+
+    @property
+    def copy_bytes(self) -> int:
+        """How large a copy is."""
+        with self._env.begin() as txn:
+            trees = [self._env.stat(), txn.stat(self._revisions), txn.stat(self._leases)]
+        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+        copied: int = (_META_PAGES + pages) * trees[0]["psize"]
+        return copied
 
     def read(self) -> lmdb.Transaction:
         return self._env.begin(buffers=True)
@@ -179,7 +232,7 @@ class Database:
         if written_format != FORMAT:
             raise SettingsError(
                 f"the state in {self._folder} has format {written_format}, and this release knows {FORMAT}: remove the "
-                "folder, and the log rebuilds it"
+                "folder, and the newest snapshot and the log rebuild it"
             )
         return meta
 
@@ -235,3 +288,14 @@ class Database:
 
 def _row_key(at: Position) -> bytes:
     return _ROW_KEY.pack(main_of(at), sub_of(at))
+
+
+def _applied_in_copy(path: Path) -> tuple[int, int]:
+    env = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
+    try:
+        with env.begin() as txn:
+            stored = txn.get(_META_KEY)
+    finally:
+        env.close()
+    meta = Meta() if stored is None else _stored_meta_decoder.decode(stored)[1]
+    return meta.applied_index, meta.applied_term

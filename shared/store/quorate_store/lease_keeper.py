@@ -62,6 +62,7 @@ class LeaseKeeper:
         replicated_log.register_call(_TIME_TO_LIVE, self._on_time_to_live)
         replicated_log.add_leadership_listener(self._on_leadership)
         machine.add_applied_listener(self._on_applied)
+        machine.add_replaced_listener(self._on_replaced)
 
     @property
     def is_leading(self) -> bool:
@@ -117,6 +118,12 @@ class LeaseKeeper:
         for lease, row in self._machine.leases:
             lessor.add_inherited(lease, row.generation, row.ttl_s, row.remaining_ms, now_s)
         self._lessor = lessor
+
+    def _on_replaced(self) -> None:
+        """Only followers take snapshots over. Should it ever happen here, every lease has its whole time again, and
+        whoever waits for the lessor of before is told to try again."""
+        if self._lessor is not None:
+            self._on_leadership(True, self._term)
 
     def _on_applied(self, applied: Applied) -> None:
         lessor = self._lessor

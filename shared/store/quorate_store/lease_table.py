@@ -16,11 +16,11 @@ class LeaseTable:
     """Rows in memory over rows in LMDB; the keys of each lease are kept in memory only, since key-values name
     their lease."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, rows: dict[int, LeaseRow]) -> None:
+        """`rows` are all that LMDB holds; the keys attached to them are for the caller to say."""
         self._database = database
+        self._rows = rows
         self._keys: dict[int, set[bytes]] = {}
-        with database.read() as txn:
-            self._rows = dict(database.leases(txn))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -76,3 +76,9 @@ class LeaseTable:
             keys.discard(key)
             if not keys:
                 del self._keys[lease]
+
+    def shed(self, leases_max: int) -> bool:
+        """Drop up to `leases_max` leases of a table that nobody uses any more; True when none is left."""
+        for _ in range(min(leases_max, len(self._rows))):
+            self._keys.pop(self._rows.popitem()[0], None)
+        return not self._rows

@@ -3,7 +3,8 @@
 LMDB runs here without its own syncs. After kill -9 the kernel still has every page, so the files are whole. After a
 loss of power they may not be, and nothing inside them would say so. Hence a marker beside them: it holds the boot id
 of the machine that writes, and whether the files were synced and closed. Files of another boot that were not closed
-are thrown away; the log rebuilds them.
+are thrown away; the newest snapshot and the log rebuild them. The marker also names the files that count
+(`generations.py`).
 """
 
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 MARKER_NAME = "boot.json"
+STAGED_MARKER_NAME = "boot.json.next"
+"""A marker that is written and synced, and not in force yet."""
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -20,6 +23,7 @@ class BootMarker(msgspec.Struct, frozen=True):
 
     boot_id: str
     closed_cleanly: bool
+    generation: int = 0
 
 
 def current_boot_id() -> str:
@@ -46,12 +50,30 @@ def read_marker(folder: Path) -> BootMarker | None:
 
 def write_marker(folder: Path, marker: BootMarker) -> None:
     """Durable when it returns: written aside, synced, renamed, and the folder synced. Raises OSError."""
-    aside = folder / (MARKER_NAME + ".new")
-    with aside.open("wb") as file:
+    _write_synced(folder / (MARKER_NAME + ".new"), marker)
+    (folder / (MARKER_NAME + ".new")).replace(folder / MARKER_NAME)
+    _sync_folder(folder)
+
+
+def stage_marker(folder: Path, marker: BootMarker) -> None:
+    """Everything that takes long of writing a marker. Raises OSError."""
+    _write_synced(folder / STAGED_MARKER_NAME, marker)
+
+
+def put_staged_marker_in_force(folder: Path) -> None:
+    """One rename, which kill -9 finds done or not done; a loss of power makes the files doubtful either way. Raises
+    OSError."""
+    (folder / STAGED_MARKER_NAME).replace(folder / MARKER_NAME)
+
+
+def _write_synced(path: Path, marker: BootMarker) -> None:
+    with path.open("wb") as file:
         file.write(msgspec.json.encode(marker))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(folder / MARKER_NAME)
+
+
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

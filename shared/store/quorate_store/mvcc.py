@@ -41,20 +41,6 @@ def row_cost_bytes(encoded_bytes: int) -> int:
     return encoded_bytes + ROW_OVERHEAD_BYTES
 
 
-def load_index(database: Database) -> tuple[KeyIndex, dict[bytes, int]]:
-    """The index, and the lease of every key that is attached to one, by a walk over all rows."""
-    histories: dict[bytes, list[Position]] = {}
-    attached: dict[bytes, int] = {}
-    with database.read() as txn:
-        for main, sub, row in database.rows_from(txn, 0):
-            histories.setdefault(row.key, []).append(position(main, sub, deleted=row.version == 0))
-            if row.lease:
-                attached[row.key] = row.lease
-            else:
-                attached.pop(row.key, None)
-    return KeyIndex(histories), attached
-
-
 class Mvcc:
     """The index in memory over the rows in LMDB. Writes happen inside the caller's LMDB transaction."""
 
@@ -87,8 +73,8 @@ class Mvcc:
         """
         if op.revision in (0, present):
             return self._range_now(txn, op, present)
-        scan = RangeScan(self, op, present)
-        while not scan.step(txn, keys_max=2**31):
+        scan = RangeScan(op, present)
+        while not scan.step(self, txn, keys_max=2**31):
             pass
         return scan.result()
 
@@ -241,10 +227,10 @@ class RevisionWriter:
 
 class RangeScan:
     """A range read at a fixed revision in slices, so that a long one does not hold the event loop. Between slices
-    the store may change: only a compaction past the revision disturbs it, and raises Compacted."""
+    the store may change, or be replaced by a snapshot, which holds the same at that revision. Only a compaction past it
+    disturbs the read, and raises Compacted."""
 
-    def __init__(self, mvcc: Mvcc, op: RangeOp, present: int) -> None:
-        self._mvcc = mvcc
+    def __init__(self, op: RangeOp, present: int) -> None:
         self._op = op
         self._present = present
         self._revision = op.revision or present
@@ -253,9 +239,9 @@ class RangeScan:
         self._bytes = 0
         self._count = 0
 
-    def step(self, txn: lmdb.Transaction, keys_max: int) -> bool:
-        """Look at up to `keys_max` keys; True when that was the last of them."""
-        mvcc, op = self._mvcc, self._op
+    def step(self, mvcc: Mvcc, txn: lmdb.Transaction, keys_max: int) -> bool:
+        """Look at up to `keys_max` keys of what the store is now; True when that was the last of them."""
+        op = self._op
         if self._revision < mvcc.meta.compact_revision:
             raise compacted(self._revision, mvcc.meta.compact_revision)
         visited = 0

@@ -74,6 +74,7 @@ class RaftStore:
         self._random_bits = random_bits
         self._feed = WatchFeed(machine)
         machine.add_applied_listener(self._feed.on_applied)
+        machine.add_replaced_listener(self._feed.on_replaced)
         self._leases = LeaseKeeper(replicated_log, machine, clock)
         self._maintenance = Maintenance(
             replicated_log, machine, lambda: self._leases.is_leading,
@@ -90,6 +91,7 @@ class RaftStore:
                 f"the state has applied entry {self._machine.applied_index}, and the log ends at {last_index}"
             )
         self._running = [
+            self._tasks.start(self._feed.run(), "watch feed"),
             self._tasks.start(self._leases.run(), "leases"),
             self._tasks.start(self._maintenance.run(), "maintenance"),
         ]

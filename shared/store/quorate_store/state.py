@@ -4,15 +4,23 @@ Deterministic: what an entry does depends on the entries before it and on nothin
 local files). A command that deserves an error gets it as its result, and has changed nothing. Any other failure is
 terminal: memory and LMDB may disagree by then, so the machine refuses all further work, and the process must end; it
 comes back from what LMDB and the log hold.
+
+The whole state can be copied to a file beside the work that goes on, and be replaced by such a file: of this member, or
+of another. What is long of that runs in a thread; the change itself is one step of the event loop, so that whoever
+works there sees the one state or the other. A replaced state is given back in slices, by `sweep`.
 """
 
+import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lmdb
-from quorate_core.errors import InvariantViolation, QuorateError, QuotaExceeded
+import msgspec
+import structlog
+from quorate_core.errors import InvariantViolation, QuorateError, QuotaExceeded, SettingsError
 from quorate_raft.core.messages import Entry, EntryKind
 
 from quorate_store.commands import (
@@ -25,28 +33,36 @@ from quorate_store.commands import (
     SetQuota,
     decode_command,
 )
-from quorate_store.database import MAP_BYTES_DEFAULT, Database, LeaseRow
-from quorate_store.lease_table import LEASE_COST_BYTES, LeaseTable
+from quorate_store.database import MAP_BYTES_DEFAULT, Database, LeaseRow, StateUnusable
+from quorate_store.execution import Execution
+from quorate_store.generations import Generations
+from quorate_store.lease_table import LEASE_COST_BYTES
+from quorate_store.loading import LoadedState, load_state
 from quorate_store.model import (
     DeleteOp,
-    DeleteResult,
     Event,
     EventKind,
     KeyValue,
     LeaseStatus,
-    OperationResult,
     PutOp,
-    PutResult,
     RangeOp,
     RangeResult,
     TxnOp,
     TxnResult,
 )
-from quorate_store.mvcc import Mvcc, RangeScan, RevisionWriter, load_index, range_keys, row_cost_bytes
+from quorate_store.mvcc import RangeScan, RevisionWriter, row_cost_bytes
+from quorate_store.pacing import let_others_run
+from quorate_store.retirement import RetiredState
+from quorate_store.state_hash import hash_of_state
 from quorate_store.transactions import DecidedTxn, decide, flatten
 
 PUT_OVERHEAD_BYTES = 64
 """What an encoded row has besides its key and its value, at most."""
+RETIRED_MAX = 2
+"""States that were replaced and not given back yet. Over that, the oldest goes at once: rather a pause than memory
+without bound."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -60,6 +76,7 @@ class Applied:
 
 
 AppliedListener = Callable[[Applied], None]
+ReplacedListener = Callable[[], None]
 
 
 class MapFull(QuorateError):
@@ -71,27 +88,54 @@ class StateMachine:
     a restart of the machine."""
 
     def __init__(self, folder: Path, *, map_bytes: int = MAP_BYTES_DEFAULT, boot_id: str | None = None) -> None:
-        self._database = Database(folder, map_bytes, boot_id)
-        self._meta = self._database.load_meta()
-        index, attached = load_index(self._database)
-        self.mvcc = Mvcc(self._database, self._meta, index)
-        self.leases = LeaseTable(self._database)
-        for key, lease in attached.items():
-            self.leases.attach(lease, key)
-        self._listeners: list[AppliedListener] = []
+        """`boot_id` is the machine's own unless given. Raises StateUnusable, and SettingsError for another format."""
+        self._map_bytes = map_bytes
+        self._generations = Generations(folder, boot_id)
+        self._adopt(load_state(Database(self._generations.open(), map_bytes)))
+        self._staged: LoadedState | None = None
+        """Made ready from a snapshot; becomes the state in one step, or never."""
+        self._retired: deque[RetiredState] = deque()
+        self._applied_listeners: list[AppliedListener] = []
+        self._replaced_listeners: list[ReplacedListener] = []
         self._applied = Applied()
         self._failure: BaseException | None = None
 
+    def _adopt(self, state: LoadedState) -> None:
+        self._state = state
+        self._database = state.database
+        self._meta = state.meta
+        self.mvcc = state.mvcc
+        self.leases = state.leases
+
     def close(self) -> None:
-        """Sync and close. After a failure the files are left as they are."""
-        if self._failure is None:
-            self._database.close()
-        else:
+        """Sync, close, and mark the files as whole. After a failure they are left as they are. Never raises for a disk
+        that refuses: at worst the files are discarded after a restart of the machine, and rebuilt."""
+        for retired in self._retired:
+            retired.abandon()
+        if self._staged is not None:
+            self._staged.database.abandon()
+        if self._failure is not None:
             self._database.abandon()
+            return
+        try:
+            self._database.close()
+            self._generations.mark_whole()
+        except StateUnusable as error:
+            log.warning("state_not_marked_as_whole", reason=error.detail)
+
+    def abandon(self) -> None:
+        """End as kill -9 would: nothing is synced or marked."""
+        self._failure = self._failure or InvariantViolation("the state machine was abandoned")
+        self.close()
 
     def add_applied_listener(self, listener: AppliedListener) -> None:
         """`listener` is called after every batch, in the same turn of the event loop. It must not raise."""
-        self._listeners.append(listener)
+        self._applied_listeners.append(listener)
+
+    def add_replaced_listener(self, listener: ReplacedListener) -> None:
+        """`listener` is called when a snapshot has become the state, in the same turn of the event loop: the revision
+        is at least what it was, and what changed in between was told to nobody. It must not raise."""
+        self._replaced_listeners.append(listener)
 
     @property
     def applied_index(self) -> int:
@@ -123,6 +167,84 @@ class StateMachine:
         """What this member's files really use."""
         return self._database.used_bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """What a snapshot takes."""
+        return self._database.copy_bytes
+
+    def state_hash(self) -> str:
+        """Of the whole applied state: equal on members that have applied the same entries, however far each has swept,
+        and whether or not it has taken snapshots over. Reads everything: a second for 500,000 keys."""
+        self._require_usable()
+        return hash_of_state(self._state)
+
+    def save_snapshot(self, path: Path) -> tuple[int, int]:
+        """Write the state as of one applied index to `path`, which is not there yet; not synced. Returns the index and
+        the term of the last entry in it. For a thread; `apply` goes on beside it.
+
+        Raises StateUnusable, with nothing left at `path`, when the disk refuses it.
+        """
+        self._require_usable()
+        return self._database.copy(path)
+
+    def restore_snapshot(self, path: Path) -> Callable[[], None]:
+        """Make everything ready from a snapshot, which stays as it is; for a thread, while nothing is applied. What is
+        returned replaces the state, in one step; to be called on the event loop, or not at all.
+
+        Raises StateUnusable for a file that is no snapshot of this release, or not of more than is applied already, and
+        when the disk has no room; the state stays as it was then. It needs about the size of the snapshot on disk.
+        """
+        self._require_usable()
+        if self._staged is not None:  # it was not wanted in the end
+            self._staged.database.abandon()
+            self._staged = None
+        folder = self._generations.stage(path)
+        try:
+            staged = self._load_staged(folder)
+        except QuorateError as error:
+            self._generations.unstage(folder)
+            raise StateUnusable(f"the snapshot {path} cannot be taken over: {error.detail}") from error
+        self._staged = staged
+        return lambda: self._replace(staged, folder)
+
+    def _load_staged(self, folder: Path) -> LoadedState:
+        database = Database(folder, self._map_bytes, is_copy=True)
+        try:
+            with database.failing("read"):
+                state = load_state(database, let_others_run)
+            if state.meta.applied_index <= self.applied_index:
+                raise StateUnusable(
+                    f"it ends with entry {state.meta.applied_index}, and {self.applied_index} is applied"
+                )
+            return state
+        except BaseException as error:
+            database.abandon()
+            if isinstance(error, msgspec.MsgspecError | struct.error):
+                raise StateUnusable(f"it cannot be read: {error}") from error
+            if isinstance(error, SettingsError):
+                raise StateUnusable("it has a format that this release does not know") from error
+            raise
+
+    def _replace(self, staged: LoadedState, folder: Path) -> None:
+        self._require_usable()
+        try:
+            if staged is not self._staged or staged.meta.applied_index <= self.applied_index:
+                raise InvariantViolation(
+                    f"a snapshot of entry {staged.meta.applied_index} is to replace a state that has gone on to "
+                    f"{self.applied_index} meanwhile, or another snapshot is to replace it"
+                )
+            before = self._generations.put_in_force(folder)
+        except BaseException as error:
+            self._failure = error
+            raise
+        self._retired.append(RetiredState(self._state, before))
+        self._staged = None
+        self._adopt(staged)
+        for listener in self._replaced_listeners:
+            listener()
+        if len(self._retired) > RETIRED_MAX:
+            self._retired.popleft().release_at_once()
+
     def range(self, op: RangeOp) -> RangeResult:
         """Key-values as of now or `op.revision`, in one go. Raises Compacted or FutureRevision."""
         self._require_usable()
@@ -139,7 +261,13 @@ class StateMachine:
         """The same in slices, all of them as of the revision at which this was called."""
         self._require_usable()
         self.mvcc.require_readable(op.revision)
-        return SlicedRange(self._database, RangeScan(self.mvcc, op, self._meta.revision))
+        return SlicedRange(self, RangeScan(op, self._meta.revision))
+
+    def step_scan(self, scan: RangeScan, keys_max: int) -> bool:
+        """For SlicedRange."""
+        self._require_usable()
+        with self._database.read() as txn:
+            return scan.step(self.mvcc, txn, keys_max)
 
     def read_txn(self, op: TxnOp) -> TxnResult:
         """Evaluate a transaction that only reads. Raises Compacted or FutureRevision."""
@@ -147,7 +275,7 @@ class StateMachine:
         with self._database.read() as txn:
             decided = decide(op, lambda key, end: self._key_values(txn, key, end))
             self._require_possible(decided)
-            return _Execution(self, self._database, txn).txn(decided)
+            return Execution(self.mvcc, txn, self._meta.revision).txn(decided)
 
     def events(
         self, start: int, key: bytes, range_end: bytes, *, previous: bool, rows_max: int
@@ -165,11 +293,16 @@ class StateMachine:
 
     @property
     def is_swept(self) -> bool:
-        return self.mvcc.is_swept
+        """Nothing is left for `sweep`, or nothing that can be freed just now."""
+        return self.mvcc.is_swept and all(retired.is_busy for retired in self._retired)
 
     def sweep(self, rows_max: int) -> None:
-        """Free a slice of what compaction has made superfluous."""
+        """Free a slice of what is not needed any more: states that were replaced, and what compaction has freed."""
         self._require_usable()
+        if self._retired and not self._retired[0].is_busy:
+            if self._retired[0].release(rows_max):
+                self._retired.popleft()
+            return
         try:
             with self._database.write() as txn:
                 self.mvcc.sweep(txn, rows_max)
@@ -198,7 +331,7 @@ class StateMachine:
             self._failure = error
             raise
         self._applied.revision = self._meta.revision
-        for listener in self._listeners:
+        for listener in self._applied_listeners:
             listener(self._applied)
         return results
 
@@ -261,7 +394,7 @@ class StateMachine:
     def _execute(self, txn: lmdb.Transaction, decided: DecidedTxn) -> TxnResult:
         self._require_possible(decided)
         writer = RevisionWriter(self.mvcc, self._database, txn)
-        result = _Execution(self, self._database, txn, writer).txn(decided)
+        result = Execution(self.mvcc, txn, self._meta.revision, writer).txn(decided)
         self._close_revision(writer)
         return result
 
@@ -327,62 +460,17 @@ class StateMachine:
 
 
 class SlicedRange:
-    """A range read that is done a slice at a time."""
+    """A range read that is done a slice at a time. When the state is replaced meanwhile, it goes on in the new one."""
 
-    def __init__(self, database: Database, scan: RangeScan) -> None:
-        self._database = database
+    def __init__(self, machine: StateMachine, scan: RangeScan) -> None:
+        self._machine = machine
         self._scan = scan
 
     def step(self, keys_max: int) -> bool:
         """Look at up to `keys_max` keys; True when done. Raises Compacted when history went away meanwhile, and
         InvalidRequest when the answer grows over RANGE_BYTES_MAX."""
         self._scan.require_affordable()
-        with self._database.read() as txn:
-            return self._scan.step(txn, keys_max)
+        return self._machine.step_scan(self._scan, keys_max)
 
     def result(self) -> RangeResult:
         return self._scan.result()
-
-
-class _Execution:
-    """Does what was decided. Nothing here may fail for a reason that the command is to blame for."""
-
-    def __init__(
-        self, machine: StateMachine, database: Database, txn: lmdb.Transaction, writer: RevisionWriter | None = None
-    ) -> None:
-        self._mvcc = machine.mvcc
-        self._txn = txn
-        self._revision = machine.revision
-        self._writer = writer
-
-    def txn(self, decided: DecidedTxn) -> TxnResult:
-        results = tuple([self._operation(operation) for operation in decided.operations])
-        return TxnResult(self._present, decided.succeeded, results)
-
-    @property
-    def _present(self) -> int:
-        return self._revision if self._writer is None else self._writer.present
-
-    def _operation(self, operation: RangeOp | PutOp | DeleteOp | DecidedTxn) -> OperationResult:
-        if isinstance(operation, PutOp):
-            return self._put(operation)
-        if isinstance(operation, RangeOp):
-            return self._mvcc.range(self._txn, operation, self._present)
-        if isinstance(operation, DeleteOp):
-            return self._delete(operation)
-        return self.txn(operation)
-
-    def _put(self, op: PutOp) -> PutResult:
-        writer = self._require_writer()
-        before = writer.put(op.key, op.value, op.lease)
-        return PutResult(writer.present, before if op.previous else None)
-
-    def _delete(self, op: DeleteOp) -> DeleteResult:
-        writer = self._require_writer()
-        gone = [writer.delete(key) for key in range_keys(self._mvcc, op.key, op.range_end)]
-        return DeleteResult(writer.present, len(gone), tuple(gone) if op.previous else ())
-
-    def _require_writer(self) -> RevisionWriter:
-        if self._writer is None:
-            raise InvariantViolation("a transaction that was taken for read-only writes")
-        return self._writer

@@ -2,14 +2,20 @@
 
 Theory of operation. A watcher is in one of two states.
 
-- *Current*: it has been handed everything up to the present revision. A new event is appended to its buffer in the
-  same turn of the event loop in which it is applied.
-- *Behind*: it starts in the past, or its reader was so slow that its buffer was full. It has no buffer then, only the
-  revision it wants next, and its reader is served from LMDB's history in slices. The slice that reaches the present
-  makes it current again, in the same turn, so nothing can fall between.
+- *Current*: it has been handed everything up to the feed's revision. A new event is appended to its buffer in the same
+  turn of the event loop in which it is applied.
+- *Behind*: it starts in the past, or its reader was so slow that its buffer was full. Nothing is added to its buffer
+  then; it knows the revision it wants next, and its reader is served from LMDB's history in slices. The slice that
+  reaches the present makes it current again, in the same turn, so nothing can fall between.
+
+The feed's revision is the store's, but for when a snapshot takes the place of the state: what changed in between was
+applied nowhere here. The feed is behind then, reads that from history once, in slices, and hands it to all current
+watchers as if it were just applied; a watcher that has read history further by itself skips what it knows. Where
+history does not reach back, all current watchers fall behind, and their readers are told.
 
 Watchers of the same range share one group, and its batches are built once. Events find their groups by the key
-itself, by each of the prefix lengths in use, and by a table of the other ranges; nobody else is woken.
+itself, by each of the prefix lengths in use, and by a table of the other ranges; nobody else is woken. Watchers are
+told in the order in which they came, so that equal runs are equal.
 """
 
 import asyncio
@@ -19,7 +25,7 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Protocol
 
-from quorate_core.errors import Conflict, TooManyRequests, Unavailable
+from quorate_core.errors import Compacted, Conflict, TooManyRequests, Unavailable
 
 from quorate_store.model import RANGE_ALL, Event, WatchBatch, prefix_end
 from quorate_store.state import Applied
@@ -32,6 +38,8 @@ BUFFER_BYTES_MAX = 8 * 1024 * 1024
 """Of one watcher: keys and values. Batches are shared between watchers, but one alone may keep them alive."""
 HISTORY_SLICE_ROWS = 512
 """Changes looked at in one turn of the event loop for a watcher that is behind: about a millisecond."""
+
+_FIRST_KEY = b"\0"
 
 
 class History(Protocol):
@@ -51,7 +59,7 @@ class WatchGroup:
         self.key = key
         self.range_end = range_end
         self.previous = previous
-        self.watchers: set[Watcher] = set()
+        self.watchers: dict[Watcher, None] = {}
 
     def publish(self, revision: int, events: list[Event]) -> None:
         if not self.previous:
@@ -67,16 +75,16 @@ class RangeTable:
     the answer is the same, so it is worked out once for each such segment, after the groups have changed."""
 
     def __init__(self) -> None:
-        self._groups: set[WatchGroup] = set()
+        self._groups: dict[WatchGroup, None] = {}
         self._bounds: list[bytes] | None = []
         self._covers: list[list[WatchGroup]] = [[]]
 
     def add(self, group: WatchGroup) -> None:
-        self._groups.add(group)
+        self._groups[group] = None
         self._bounds = None
 
     def discard(self, group: WatchGroup) -> None:
-        self._groups.discard(group)
+        self._groups.pop(group, None)
         self._bounds = None
 
     def covering(self, key: bytes) -> list[WatchGroup]:
@@ -93,10 +101,11 @@ class RangeTable:
                     end.setdefault(group.range_end, []).append(group)
         bounds = sorted(begin.keys() | end.keys())
         covers: list[list[WatchGroup]] = []
-        open_groups: set[WatchGroup] = set()
+        open_groups: dict[WatchGroup, None] = {}
         for bound in bounds:
-            open_groups.difference_update(end.get(bound, ()))
-            open_groups.update(begin.get(bound, ()))
+            for group in end.get(bound, ()):
+                del open_groups[group]
+            open_groups.update(dict.fromkeys(begin.get(bound, ())))
             covers.append(list(open_groups))
         self._bounds, self._covers = bounds, [[], *covers]
         return bounds
@@ -138,6 +147,9 @@ class GroupIndex:
         else:
             self._ranges.discard(group)
 
+    def __iter__(self) -> Iterator[WatchGroup]:
+        return iter(self._all.values())
+
     def watching(self, key: bytes) -> Iterator[WatchGroup]:
         yield from self._exact.get(key, ())
         for length, prefixes in self._prefixes.items():
@@ -161,23 +173,73 @@ class WatchFeed:
     def __init__(self, history: History) -> None:
         self._history = history
         self._index = GroupIndex()
-        self._watchers: set[Watcher] = set()
+        self._watchers: dict[Watcher, None] = {}
+        """In the order in which they were opened."""
+        self._behind = asyncio.Event()
+        """Set while the feed is behind."""
+        self.revision = history.revision
+        """Up to here, all current watchers have been handed everything."""
         self.closed = False
 
     def __len__(self) -> int:
         return len(self._watchers)
 
+    @property
+    def is_behind(self) -> bool:
+        return self._behind.is_set()
+
     def on_applied(self, applied: Applied) -> None:
         """To be called in the same turn of the event loop in which the batch was applied."""
-        if not len(self._index) or not applied.changes:
-            return
+        if self.is_behind:
+            return  # it is in history by now
+        self.revision = applied.revision
+        if len(self._index) and applied.changes:
+            self._publish(applied.revision, [event for _, events in applied.changes for event in events])
+
+    def on_replaced(self) -> None:
+        """To be called in the same turn of the event loop in which a snapshot became the state."""
+        if self._history.revision > self.revision:
+            self._behind.set()
+
+    async def run(self) -> None:
+        """Catch up whenever the feed is behind, until cancelled."""
+        while True:
+            await self._behind.wait()
+            self.catch_up()
+            await asyncio.sleep(0)  # other work goes on between two slices of history
+
+    def catch_up(self) -> None:
+        """Hand out one slice of history. When it reaches the present, the feed is not behind any more."""
+        present = self._history.revision
+        if not len(self._index):
+            self.revision = present
+        else:
+            self._hand_out_history()
+        if self.revision >= present:
+            self._behind.clear()
+            for watcher in self._watchers:
+                watcher.feed_caught_up()
+
+    def _hand_out_history(self) -> None:
+        try:
+            events, reached = self._history.events(
+                self.revision + 1, _FIRST_KEY, RANGE_ALL, previous=True, rows_max=HISTORY_SLICE_ROWS
+            )
+        except Compacted:
+            for watcher in [watcher for group in self._index for watcher in group.watchers]:
+                watcher.feed_lost_history(self.revision + 1)
+            self.revision = self._history.revision
+        else:
+            self._publish(reached, events)
+            self.revision = reached
+
+    def _publish(self, revision: int, events: list[Event]) -> None:
         found: dict[WatchGroup, list[Event]] = {}
-        for _, events in applied.changes:
-            for event in events:
-                for group in self._index.watching(event.kv.key):
-                    found.setdefault(group, []).append(event)
-        for group, events in found.items():
-            group.publish(applied.revision, events)
+        for event in events:
+            for group in self._index.watching(event.kv.key):
+                found.setdefault(group, []).append(event)
+        for group, group_events in found.items():
+            group.publish(revision, group_events)
 
     def watch(self, key: bytes, range_end: bytes, *, start_revision: int, previous: bool) -> "OpenWatch":
         """Use as `async with`. See `port.Store.watch`."""
@@ -189,21 +251,21 @@ class WatchFeed:
             raise Unavailable("the store is closing; watch at another member")
         if len(self._watchers) >= WATCHERS_MAX:
             raise TooManyRequests(f"{WATCHERS_MAX} watches are open at this member; that is its limit")
-        self._watchers.add(watcher)
+        self._watchers[watcher] = None
 
     def join(self, watcher: "Watcher", key: bytes, range_end: bytes, *, previous: bool) -> WatchGroup:
         """From here on `watcher` is current: it is offered every event of its range."""
         group = self._index.obtain(key, range_end, previous=previous)
-        group.watchers.add(watcher)
+        group.watchers[watcher] = None
         return group
 
     def leave(self, watcher: "Watcher", group: WatchGroup) -> None:
-        group.watchers.discard(watcher)
+        group.watchers.pop(watcher, None)
         if not group.watchers:
             self._index.drop(group)
 
     def dismiss(self, watcher: "Watcher") -> None:
-        self._watchers.discard(watcher)
+        self._watchers.pop(watcher, None)
 
     def close(self) -> None:
         """End every watch: its reader gets what is in its buffer, then Unavailable."""
@@ -287,8 +349,18 @@ class Watcher:
         self._buffer_bytes += size_bytes
         self.wake()
 
+    def feed_caught_up(self) -> None:
+        """Nothing is on its way to current watchers any more."""
+        if self._group is not None:
+            self._append_wanted_bookmark()
+
+    def feed_lost_history(self, first_missing: int) -> None:
+        """Events from revision `first_missing` on cannot be handed out. What is in the buffer still holds."""
+        self._become_behind(max(self._next_revision, first_missing))
+        self.wake()
+
     async def request_progress(self) -> None:
-        if self._group is None:
+        if self._group is None or self._feed.is_behind:
             self._is_progress_wanted = True
         else:
             self._append_bookmark()
@@ -351,14 +423,13 @@ class Watcher:
 
     def _become_current(self) -> None:
         self._group = self._feed.join(self, self._key, self._range_end, previous=self._previous)
-        if self._is_progress_wanted:
-            self._is_progress_wanted = False
-            self._append_bookmark()
+        if not self._feed.is_behind:
+            self._append_wanted_bookmark()
 
     def _fall_behind(self) -> None:
         """The buffer is full: forget it and begin again, from history, with the first event that was in it."""
         first = next(batch for batch, _ in self._buffer if batch.events)
-        self._is_progress_wanted = any(not batch.events for batch, _ in self._buffer)
+        self._is_progress_wanted |= any(not batch.events for batch, _ in self._buffer)
         self._buffer.clear()
         self._buffer_events = self._buffer_bytes = 0
         self._become_behind(first.events[0].kv.mod_revision)
@@ -368,6 +439,11 @@ class Watcher:
         if self._group is not None:
             self._feed.leave(self, self._group)
             self._group = None
+
+    def _append_wanted_bookmark(self) -> None:
+        if self._is_progress_wanted:
+            self._is_progress_wanted = False
+            self._append_bookmark()
 
     def _append_bookmark(self) -> None:
         """Two bookmarks in a row say no more than the second, so the buffer cannot grow by asking."""

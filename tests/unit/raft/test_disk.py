@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from quorate_core.errors import SettingsError
-from quorate_raft.runtime.disk import ASIDE_SUFFIX, LOCK_NAME, DiskFailed, FileDisk
+from quorate_raft.runtime.disk import ASIDE_SUFFIX, LOCK_NAME, ZEROS_BYTES, DiskFailed, FileDisk, write_zeros
 
 
 @pytest.fixture
@@ -25,19 +25,22 @@ def test_a_folder_is_made_for_its_owner_only(disk: FileDisk, tmp_path: Path) -> 
     assert disk.names() == []
 
 
-def test_what_is_appended_can_be_read_and_cut(disk: FileDisk) -> None:
+def test_what_is_appended_can_be_read_and_written_over(disk: FileDisk) -> None:
     file = disk.open("file", create=True)
     file.append(b"one ")
     file.append(b"two")
     file.sync()
-    assert file.read_all() == b"one two"
-    file.truncate(4)
+    assert disk.read("file", 0, 100) == b"one two"
+    file.continue_at(4)
     file.append(b"2")
     file.close()
     file.close()
     again = disk.open("file", create=False)
-    assert again.read_all() == b"one 2"
+    again.append(b"!")
     again.close()
+    assert disk.read("file", 0, 100) == b"one 2wo!"
+    assert [disk.read("file", 4, 3), disk.read("file", 6, 9), disk.read("file", 9, 9)] == [b"2wo", b"o!", b""]
+    assert disk.size_bytes("file") == 8
     assert disk.names() == ["file"]
     disk.remove("file")
     disk.sync_folder()
@@ -52,6 +55,49 @@ def test_creating_what_is_there_and_opening_what_is_not_fails(disk: FileDisk) ->
         disk.open("nothing", create=False)
     with pytest.raises(DiskFailed, match="cannot remove"):
         disk.remove("nothing")
+    with pytest.raises(DiskFailed, match=r"cannot read .*nothing: No such file"):
+        disk.read("nothing", 0, 1)
+    with pytest.raises(DiskFailed, match="cannot look at"):
+        disk.size_bytes("nothing")
+    with pytest.raises(DiskFailed, match="cannot sync"):
+        disk.publish("nothing", "something")
+
+
+def test_room_that_is_set_aside_is_zeros_over_which_appends_go(disk: FileDisk) -> None:
+    file = disk.open("file", create=True)
+    file.append(b"one")
+    file.preallocate(10)
+    file.append(b"two")
+    file.preallocate(4)
+    file.sync()
+    file.close()
+    assert disk.read("file", 0, 100) == b"onetwo" + bytes(4)
+
+
+def test_room_is_really_taken_from_the_disk(disk: FileDisk, tmp_path: Path) -> None:
+    """A file that is only long would find the disk full when it is written."""
+    file = disk.open("file", create=True)
+    file.preallocate(1 << 20)
+    file.close()
+    assert (tmp_path / "data" / "file").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_where_no_room_can_be_set_aside_zeros_are_written(tmp_path: Path) -> None:
+    """Over nothing that is there."""
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    descriptor = os.open(path, os.O_RDWR)
+    write_zeros(descriptor, 3, ZEROS_BYTES + 5)
+    os.close(descriptor)
+    assert path.read_bytes() == b"one" + bytes(ZEROS_BYTES + 5)
+
+
+def test_what_somebody_else_wrote_is_published_whole(disk: FileDisk) -> None:
+    disk.write_atomically("file", b"old")
+    disk.path("new").write_bytes(b"new")
+    disk.publish("new", "file")
+    assert disk.names() == ["file"]
+    assert disk.path("file").read_bytes() == b"new"
 
 
 def test_a_file_is_written_whole_or_not_at_all(disk: FileDisk, tmp_path: Path) -> None:
@@ -93,8 +139,25 @@ def test_two_never_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SettingsError, match=r"the data folder .*file/below cannot be used"):
+    with pytest.raises(SettingsError, match=r"the data folder .*file/below cannot be used: Not a directory"):
         FileDisk(tmp_path / "file" / "below")
+    with pytest.raises(SettingsError, match=r"the data folder .*file cannot be used: Not a directory"):
+        FileDisk(tmp_path / "file")
+    with pytest.raises(SettingsError, match=r"the data folder /proc/nowhere cannot be used"):
+        FileDisk(Path("/proc/nowhere"))
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    """For anybody: root may write where the mode forbids it, but nobody makes files in /proc."""
+    with pytest.raises(SettingsError, match=r"the data folder /proc/self/fd cannot be used: "):
+        FileDisk(Path("/proc/self/fd"))
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    with FileDisk(tmp_path / "one" / "two" / "three") as disk:
+        disk.write_atomically("file", b"content")
+    with FileDisk(tmp_path / "one" / "two" / "three") as disk:
+        assert disk.names() == ["file"]
 
 
 async def test_work_runs_in_order_in_one_thread_off_the_loop(disk: FileDisk) -> None:
@@ -133,16 +196,52 @@ async def test_work_whose_waiter_gave_up_is_done_all_the_same(disk: FileDisk) ->
     assert await disk.run(disk.names) == ["file"]
 
 
-async def test_a_closed_folder_takes_no_work(tmp_path: Path) -> None:
+async def test_long_work_runs_aside_and_holds_nothing_up(disk: FileDisk) -> None:
+    go_on = threading.Event()
+    threads: list[str] = []
+
+    def long_work() -> str:
+        go_on.wait(10)
+        threads.append(threading.current_thread().name)
+        return "long"
+
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(disk.run_aside(long_work)) for _ in range(2)]
+        for _ in range(3):
+            assert await disk.run(disk.names) == []
+        assert not any(task.done() for task in waiting)
+        go_on.set()
+    assert [task.result() for task in waiting] == ["long", "long"]
+    assert threads == ["disk data aside"] * 2, "one thread, however much there is to do"
+    with pytest.raises(DiskFailed, match="cannot open"):
+        await disk.run_aside(lambda: disk.open("nothing", create=False))
+
+
+async def test_closing_a_folder_ends_what_was_begun_and_takes_no_more_work(tmp_path: Path) -> None:
     disk = FileDisk(tmp_path)
-    disk.close()
-    with pytest.raises(DiskFailed, match="is closed"):
-        await disk.run(disk.names)
+    done: list[str] = []
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.wait(10)
+        done.append("aside")
+
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(disk.run_aside(work))
+        await disk.run(lambda: None)
+        begun.set()
+        disk.close()
+        assert done == ["aside"]
+        await waiting
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"disk {tmp_path.name}")]
+    for run in (disk.run, disk.run_aside):
+        with pytest.raises(DiskFailed, match="is closed"):
+            await run(disk.names)
     assert (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_disk_that_takes_no_more_is_a_final_failure(disk: FileDisk) -> None:
-    """The kernel refuses the write; the file is not used again even when there is room."""
+    """The kernel refuses the write; the file is not used again even when there is room, since a part may be there."""
     file = disk.open("file", create=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -151,7 +250,7 @@ def test_a_disk_that_takes_no_more_is_a_final_failure(disk: FileDisk) -> None:
             file.append(b"x" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    for again in (lambda: file.append(b"y"), file.sync, lambda: file.truncate(0)):
+    for again in (lambda: file.append(b"y"), file.sync, lambda: file.preallocate(10)):
         with pytest.raises(DiskFailed, match="an earlier failure is final"):
             again()
     file.close()

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -18,154 +16,49 @@ from quorate_core.errors import (
     SettingsError,
     TooManyRequests,
 )
-from quorate_core.frames import HEADER_BYTES, FrameTooLarge, encode_frame
+from quorate_core.frames import FRAME_BYTES_MAX, FrameTooLarge, encode_frame
 from quorate_core.serving import bound_address, open_listener
-from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
-from quorate_raft.core.messages import AppendRequest, Entry, HeartbeatRequest, Message
+from quorate_raft.core.membership import Membership
+from quorate_raft.core.messages import (
+    AppendRequest,
+    Entry,
+    HeartbeatRequest,
+    InstallSnapshot,
+    Message,
+    SnapshotMeta,
+)
 from quorate_raft.runtime import metrics
-from quorate_raft.runtime.handshake import NONCE_BYTES, AcceptorHandshake, Credentials, DialerHandshake
-from quorate_raft.runtime.tcp import CALLS_SERVED_MAX, STRANGERS_MAX, TcpConfig, TcpNetwork
+from quorate_raft.runtime.calls import CALL_BYTES_SERVED_MAX, CALLS_SERVED_MAX
+from quorate_raft.runtime.handshake import NONCE_BYTES, DialerHandshake, Purpose
+from quorate_raft.runtime.tcp import STRANGERS_MAX, TcpConfig, TcpNetwork
+from quorate_raft.runtime.wire import seal
 from structlog.testing import capture_logs
-from support.raft_members import CLUSTER_ID, LOOPBACK, PATIENCE_S, SECRET
+from support.raft_members import LOOPBACK, PATIENCE_S
+from support.raft_peers import (
+    Raw,
+    Site,
+    credentials,
+    fake_peer,
+    proven_connection,
+    raw_connection,
+    shake_hands,
+    town,
+    turn,
+    until,
+    watch_loop,
+)
 
 SOON_S = 0.2
-
-Handler = Callable[[str, bytes], Awaitable[bytes]]
-
-
-@dataclass
-class Receiver:
-    """Keeps what comes, and answers calls by `handler`."""
-
-    messages: "asyncio.Queue[Message]" = field(default_factory=asyncio.Queue)
-    handler: Handler | None = None
-
-    def on_message(self, message: Message) -> None:
-        self.messages.put_nowait(message)
-
-    async def on_call(self, sender: str, method: str, payload: bytes) -> bytes:
-        if self.handler is None:
-            return f"{method} of {sender}: ".encode() + payload
-        return await self.handler(method, payload)
-
-    async def next(self) -> Message:
-        async with asyncio.timeout(PATIENCE_S):
-            return await self.messages.get()
-
-
-@dataclass
-class Site:
-    """One network and what it is made of."""
-
-    network: TcpNetwork
-    receiver: Receiver
-    tasks: TaskOwner
-
-    async def close(self) -> None:
-        await self.network.close()
-        await self.tasks.close()
-
-
-class Town:
-    """Addresses, and the networks that were started on them."""
-
-    def __init__(self, names: str) -> None:
-        self.listeners = {name: open_listener(LOOPBACK, name) for name in names}
-        self.addresses = {name: bound_address(listener) for name, listener in self.listeners.items()}
-        self.sites: dict[str, Site] = {}
-
-    async def start(self, name: str, **changes: Any) -> Site:
-        listener = self.listeners.pop(name, None) or open_listener(self.addresses[name], name)
-        tasks = TaskOwner(name)
-        config = TcpConfig(
-            **{"name": name, "cluster_id": CLUSTER_ID, "secret": SECRET, "peers": self.addresses, **changes}
-        )
-        site = Site(TcpNetwork(config, listener, tasks), Receiver(), tasks)
-        await site.network.start(site.receiver)
-        self.sites[name] = site
-        return site
-
-    async def stop(self, name: str) -> None:
-        await self.sites.pop(name).close()
-
-    async def close(self) -> None:
-        for name in list(self.sites):
-            await self.stop(name)
-        for listener in self.listeners.values():
-            listener.close()
-
-
-@contextlib.asynccontextmanager
-async def town(names: str) -> AsyncIterator[Town]:
-    built = Town(names)
-    try:
-        yield built
-    finally:
-        await built.close()
 
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[Site, Site]]:
     async with town("ab") as built:
         a, b = await built.start("a"), await built.start("b")
-        await up(a, "b")
-        await up(b, "a")
+        await a.up("b")
+        await b.up("a")
         yield a, b
-
-
-async def turn() -> None:
-    """Let the loop's other work go on."""
-    await asyncio.to_thread(int)
-
-
-async def up(site: Site, peer: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        await site.network.wait_until_connected(peer)
-
-
-@dataclass
-class Raw:
-    """A connection by hand, for what no member would say."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def say(self, payload: bytes) -> None:
-        self.writer.write(encode_frame(payload))
-        await self.writer.drain()
-
-    async def hear(self) -> bytes:
-        """The next frame; empty when the other side has closed."""
-        async with asyncio.timeout(PATIENCE_S):
-            try:
-                size = int.from_bytes(await self.reader.readexactly(HEADER_BYTES), "big")
-                return await self.reader.readexactly(size)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return b""
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-@contextlib.asynccontextmanager
-async def raw_connection(address: HostPort) -> AsyncIterator[Raw]:
-    raw = Raw(*await asyncio.open_connection(address.host, address.port))
-    try:
-        yield raw
-    finally:
-        raw.close()
-        with contextlib.suppress(ConnectionError):
-            await raw.writer.wait_closed()
-
-
-async def shake_hands(raw: Raw, name: str, to: str, secret: str = SECRET) -> None:
-    handshake = DialerHandshake(Credentials(CLUSTER_ID, name, secret.encode()), to, b"n" * NONCE_BYTES)
-    await raw.say(handshake.opening())
-    while not handshake.is_complete:
-        answer = handshake.receive(await raw.hear())
-        if answer:
-            await raw.say(answer)
 
 
 async def test_messages_arrive_whole_and_in_order(pair: tuple[Site, Site]) -> None:
@@ -260,10 +153,15 @@ async def test_a_call_without_an_answer_in_time_has_an_unknown_outcome(pair: tup
     assert await a.network.call("b", "next", b"!", PATIENCE_S) == b"next of a: !"
 
 
+async def test_a_caller_with_all_the_time_of_the_world_is_served(pair: tuple[Site, Site]) -> None:
+    a, _ = pair
+    assert await a.network.call("b", "next", b"!", 1e9) == b"next of a: !"
+
+
 async def test_a_call_whose_link_breaks_has_an_unknown_outcome() -> None:
     async with town("ab") as built:
         a, b = await built.start("a"), await built.start("b")
-        await up(a, "b")
+        await a.up("b")
         called = asyncio.Event()
 
         async def never(_method: str, _payload: bytes) -> bytes:
@@ -303,16 +201,37 @@ async def test_calls_that_one_member_serves_at_once_are_bounded(pair: tuple[Site
     assert isinstance(outcomes[-1], TooManyRequests)
 
 
+async def test_the_payloads_of_calls_that_one_peer_has_served_at_once_are_bounded(pair: tuple[Site, Site]) -> None:
+    a, b = pair
+    release, called = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def wait(_method: str, _payload: bytes) -> bytes:
+        called.release()
+        await release.wait()
+        return b"done"
+
+    b.receiver.handler = wait
+    payload = b"x" * (CALL_BYTES_SERVED_MAX // 5 * 2)
+    tasks = [a.tasks.start(a.network.call("b", "hold", payload, PATIENCE_S), "hold") for _ in range(2)]
+    for _ in tasks:
+        async with asyncio.timeout(PATIENCE_S):
+            await called.acquire()
+    with pytest.raises(TooManyRequests, match="2 calls of a are under way"):
+        await a.network.call("b", "hold", payload, PATIENCE_S)
+    release.set()
+    assert await asyncio.gather(*tasks) == [b"done", b"done"]
+    assert await a.network.call("b", "hold", payload, PATIENCE_S) == b"done"
+
+
 async def test_a_link_comes_back_with_its_peer() -> None:
     async with town("ab") as built:
         a = await built.start("a")
         for boot in range(1, 4):
             b = await built.start("b")
-            await up(a, "b")
+            await a.up("b")
             a.network.send(HeartbeatRequest("a", "b", boot, 1))
             assert (await b.receiver.next()).term == boot
-            gone = a.network._peers["b"].link
-            assert gone is not None
+            gone = a.link_to("b")
             await built.stop("b")
             async with asyncio.timeout(PATIENCE_S):
                 await gone.closed
@@ -321,29 +240,21 @@ async def test_a_link_comes_back_with_its_peer() -> None:
 
 async def test_a_peer_that_connects_anew_replaces_its_old_connection(pair: tuple[Site, Site]) -> None:
     _, b = pair
-    async with raw_connection(bound_address_of(b)) as raw:
+    async with raw_connection(b.address) as raw:
         await shake_hands(raw, "a", "b")
-        await raw.say(b"m" + msgspec.msgpack.encode(HeartbeatRequest("a", "b", 9, 1)))
+        await raw.tell(b"m", msgspec.msgpack.encode(HeartbeatRequest("a", "b", 9, 1)))
         assert (await b.receiver.next()).term == 9
-        assert b.network._incoming["a"].is_ready
+        assert b.network._peers["a"].incoming[Purpose.MESSAGES].is_ready
 
 
-def bound_address_of(site: Site) -> HostPort:
-    return bound_address(site.network._listener)
-
-
-@pytest.mark.parametrize(
-    ("name", "secret", "reason"),
-    [("a", "guessed", "the cluster secret of a is not the one of b"), ("z", SECRET, "'z' is not a peer of b")],
-    ids=["wrong secret", "stranger"],
-)
-async def test_who_does_not_belong_is_told_why_and_let_go(name: str, secret: str, reason: str) -> None:
+async def test_who_does_not_hold_the_secret_is_told_so_and_let_go() -> None:
+    reason = "the cluster secret of a is not the one of b"
     async with town("ab") as built:
         b = await built.start("b")
         with capture_logs() as logs:
-            async with raw_connection(bound_address_of(b)) as raw:
+            async with raw_connection(b.address) as raw:
                 with pytest.raises(QuorateError, match=reason):
-                    await shake_hands(raw, name, "b", secret)
+                    await shake_hands(raw, "a", "b", "guessed")
                 assert await raw.hear() == b""
         assert any(entry["event"] == "peer_refused" and reason in entry["reason"] for entry in logs)
 
@@ -353,100 +264,104 @@ async def test_a_member_of_another_cluster_is_refused_and_both_ends_say_so() -> 
         with capture_logs() as logs:
             a = await built.start("a", cluster_id="another")
             await built.start("b")
-            refused_by_b = "b refuses: a is of cluster 'another'"
+            refused_by_b = "b refuses: 'a' is of cluster 'another'"
             async with asyncio.timeout(PATIENCE_S):
-                while not any(refused_by_b in str(entry.get("reason")) for entry in logs):
-                    await asyncio.wait([link.closed for link in a.network._links] or [a.tasks.start(turn(), "turn")])
+                await until(lambda: any(refused_by_b in str(entry.get("reason")) for entry in logs))
         reasons = " ".join(str(entry.get("reason")) for entry in logs)
-        assert "a is of cluster 'another', b of 'test-cluster'" in reasons
+        assert "'a' is of cluster 'another', b of 'test-cluster'" in reasons
         assert a.network.connected() == []
 
 
 async def test_who_says_nothing_is_let_go_after_a_while() -> None:
     async with town("ab") as built:
         b = await built.start("b", handshake_timeout_s=SOON_S)
-        async with raw_connection(bound_address_of(b)) as raw:
+        async with raw_connection(b.address) as raw:
             assert await raw.hear() == b""
 
 
-async def test_connections_that_are_not_proven_are_bounded() -> None:
+async def test_connections_that_are_not_proven_are_bounded_and_keep_no_member_out() -> None:
+    """The oldest of them has to go; a member proves itself long before it is that."""
     async with town("ab") as built:
-        b = await built.start("b")
+        b = await built.start("b", handshake_timeout_s=PATIENCE_S)
         async with contextlib.AsyncExitStack() as stack:
-            raws = [await stack.enter_async_context(raw_connection(bound_address_of(b))) for _ in range(STRANGERS_MAX)]
+            raws = [await stack.enter_async_context(raw_connection(b.address)) for _ in range(STRANGERS_MAX)]
             # An answer to the last one says that all are accepted.
-            await raws[-1].say(DialerHandshake(Credentials(CLUSTER_ID, "a", b""), "b", b"n" * NONCE_BYTES).opening())
+            await raws[-1].say(DialerHandshake(credentials("a"), "b", b"n" * NONCE_BYTES).opening())
             assert await raws[-1].hear()
-            one_more = await stack.enter_async_context(raw_connection(bound_address_of(b)))
-            assert await one_more.hear() == b""
+            assert sum(link.is_stranger for link in b.links) == STRANGERS_MAX
+            a = await built.start("a")
+            await a.up("b")
+            assert await raws[0].hear() == b""
+            assert sum(link.is_stranger for link in b.links) < STRANGERS_MAX
+
+
+def sealed(kind: bytes, value: object) -> bytes:
+    return seal(kind, msgspec.msgpack.encode(value), FRAME_BYTES_MAX)
+
+
+HEARTBEAT = sealed(b"m", HeartbeatRequest("a", "b", 1, 1))
 
 
 @pytest.mark.parametrize(
     "said",
     [
         (2**31).to_bytes(4, "big"),
-        encode_frame(b"m" + msgspec.msgpack.encode(HeartbeatRequest("c", "b", 1, 1))),
-        encode_frame(b"m" + msgspec.msgpack.encode(HeartbeatRequest("a", "c", 1, 1))),
-        encode_frame(b"m\xc1"),
-        encode_frame(b"c\xc1"),
-        encode_frame(b"a" + msgspec.msgpack.encode([1, b"", None])),
-        encode_frame(b"?"),
+        sealed(b"m", HeartbeatRequest("c", "b", 1, 1)),
+        sealed(b"m", HeartbeatRequest("a", "c", 1, 1)),
+        sealed(b"m", InstallSnapshot("a", "b", 1, SnapshotMeta(5, 1, Membership.of_voters("abc")))),
+        seal(b"m", b"\xc1", FRAME_BYTES_MAX),
+        seal(b"c", b"\xc1", FRAME_BYTES_MAX),
+        sealed(b"c", [1, "any", b"", float("nan")]),
+        sealed(b"c", [1, "any", b"", -1]),
+        sealed(b"c", [1, "any", b"", 1e308]),
+        sealed(b"a", [1, b""]),
+        sealed(b"?", 1),
         encode_frame(b""),
+        encode_frame(b"m" + msgspec.msgpack.encode(HeartbeatRequest("a", "b", 1, 1))),
+        HEARTBEAT[:-1] + bytes([HEARTBEAT[-1] ^ 1]),
     ],
-    ids=["oversized", "another sender", "another receiver", "bad message", "bad call", "answer", "unknown", "empty"],
-)
+    ids=[
+        "oversized", "another sender", "another receiver", "snapshot without a file", "bad message", "bad call",
+        "timeout that is no number", "negative timeout", "endless timeout", "answer", "unknown", "empty",
+        "without a checksum", "a bit flipped",
+    ],
+)  # fmt: skip
 async def test_a_peer_that_breaks_the_rules_is_let_go_and_the_others_stay(said: bytes) -> None:
     async with town("abc") as built:
         b, c = await built.start("b"), await built.start("c")
-        await up(c, "b")
-        async with raw_connection(bound_address_of(b)) as raw:
-            await shake_hands(raw, "a", "b")
+        await c.up("b")
+        link = c.link_to("b")
+        caught = watch_loop()
+        async with proven_connection(b, "a", "b") as raw:
             raw.writer.write(said)
             assert await raw.hear() == b""
+        assert caught == []
         c.network.send(HeartbeatRequest("c", "b", 7, 1))
         assert (await b.receiver.next()).sender == "c"
+        assert c.link_to("b") is link
+        assert b.receiver.messages.empty()
 
 
 async def test_a_stranger_cannot_make_a_member_hold_more_than_a_handshake() -> None:
     async with town("ab") as built:
         b = await built.start("b")
-        async with raw_connection(bound_address_of(b)) as raw:
+        async with raw_connection(b.address) as raw:
             raw.writer.write((100_000).to_bytes(4, "big") + b"x" * 1000)
             assert await raw.hear() == b""
 
 
-async def test_frames_before_the_end_of_the_handshake_are_refused() -> None:
+@pytest.mark.parametrize("early", [b"\0\0\0\x09half", HEARTBEAT], ids=["half a frame", "a whole one"])
+async def test_frames_before_the_end_of_the_handshake_are_refused(early: bytes) -> None:
     async with town("ab") as built:
         b = await built.start("b")
-        async with raw_connection(bound_address_of(b)) as raw:
-            own = Credentials(CLUSTER_ID, "a", SECRET.encode())
-            handshake = DialerHandshake(own, "b", b"n" * NONCE_BYTES)
+        async with raw_connection(b.address) as raw:
+            handshake = DialerHandshake(credentials("a"), "b", b"n" * NONCE_BYTES)
             await raw.say(handshake.opening())
             proof = handshake.receive(await raw.hear())
-            raw.writer.write(encode_frame(proof) + b"\0\0\0\x09half")
+            raw.writer.write(encode_frame(proof) + early)
             assert await raw.hear()
             assert await raw.hear() == b""
-
-
-@contextlib.asynccontextmanager
-async def fake_peer(built: Town, serve: Callable[[Raw], Awaitable[None]]) -> AsyncIterator[None]:
-    """Somebody at `b`'s address who holds the secret, and then does as `serve` says."""
-
-    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raw = Raw(reader, writer)
-        handshake = AcceptorHandshake(Credentials(CLUSTER_ID, "b", SECRET.encode()), ["a"], b"m" * NONCE_BYTES)
-        while not handshake.is_complete:
-            await raw.say(handshake.receive(await raw.hear()))
-        try:
-            await serve(raw)
-        finally:
-            raw.close()
-
-    server = await asyncio.start_server(on_connection, sock=built.listeners.pop("b"))
-    try:
-        yield
-    finally:
-        server.close()
+        assert b.receiver.messages.empty()
 
 
 async def test_what_a_peer_does_not_read_is_bounded_and_then_dropped() -> None:
@@ -458,15 +373,14 @@ async def test_what_a_peer_does_not_read_is_bounded_and_then_dropped() -> None:
 
         async with fake_peer(built, read_nothing):
             a = await built.start("a", queue_bytes_max=1_000_000)
-            await up(a, "b")
+            await a.up("b")
             dropped = metrics.MESSAGES_DROPPED.labels("a", "b")
             before = dropped._value.get()
             message = AppendRequest("a", "b", 1, 0, 0, (Entry(1, 1, data=b"x" * 100_000),), 0)
             for _ in range(500):
                 a.network.send(message)
             assert dropped._value.get() - before > 300
-            link = a.network._peers["b"].link
-            assert link is not None
+            link = a.link_to("b")
             assert link._transport is not None
             assert link._transport.get_write_buffer_size() <= 1_000_000
             with pytest.raises(NotProposed, match="queue of a for b is full"):
@@ -474,20 +388,33 @@ async def test_what_a_peer_does_not_read_is_bounded_and_then_dropped() -> None:
             end.set()
 
 
-@pytest.mark.parametrize("said", [b"m", b"a\xc1", b"?"], ids=["message", "bad answer", "unknown"])
-async def test_a_callee_that_breaks_the_rules_is_let_go(said: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"m", b""),
+        (b"a", b"\xc1"),
+        (b"?", b""),
+        (b"e", msgspec.msgpack.encode([1, {"detail": "d", "self": 1}])),
+        (b"e", msgspec.msgpack.encode([1, {"detail": "x" * 100_000}])),
+        (b"e", b"\x92\x01\x81\xa1a" + b"\x91" * 50_000),
+    ],
+    ids=["message", "bad answer", "unknown", "error that is none", "huge error", "nesting without end"],
+)
+async def test_a_callee_that_breaks_the_rules_is_let_go(kind: bytes, body: bytes) -> None:
     async with town("ab") as built:
 
         async def answer_badly(raw: Raw) -> None:
             await raw.hear()
-            await raw.say(said)
+            await raw.tell(kind, body)
             await raw.hear()
 
         async with fake_peer(built, answer_badly):
             a = await built.start("a")
-            await up(a, "b")
+            await a.up("b")
+            caught = watch_loop()
             with pytest.raises(OutcomeUnknown, match="broke before it answered"):
                 await a.network.call("b", "any", b"", PATIENCE_S)
+            assert caught == []
 
 
 async def test_answers_that_nobody_waits_for_are_ignored(pair: tuple[Site, Site]) -> None:
@@ -496,19 +423,19 @@ async def test_answers_that_nobody_waits_for_are_ignored(pair: tuple[Site, Site]
         async def answer_twice(raw: Raw) -> None:
             await raw.hear()
             for call_id in (99, 1, 1):
-                await raw.say(b"a" + msgspec.msgpack.encode([call_id, b"answer", None]))
+                await raw.tell(b"a", msgspec.msgpack.encode([call_id, b"answer"]))
             await raw.hear()
 
         async with fake_peer(built, answer_twice):
             a = await built.start("a")
-            await up(a, "b")
+            await a.up("b")
             assert await a.network.call("b", "any", b"", PATIENCE_S) == b"answer"
 
 
 async def test_what_is_larger_than_a_frame_is_refused_where_it_is_sent() -> None:
     async with town("ab") as built:
         a, b = await built.start("a", frame_bytes_max=1000), await built.start("b", frame_bytes_max=1000)
-        await up(a, "b")
+        await a.up("b")
         with pytest.raises(FrameTooLarge):
             await a.network.call("b", "any", b"x" * 2000, PATIENCE_S)
         with capture_logs() as logs:
@@ -551,10 +478,10 @@ async def test_closing_ends_everything_even_a_dial_under_way() -> None:
             built.addresses["b"] = bound_address(silent)
             a = await built.start("a")
             async with asyncio.timeout(PATIENCE_S):
-                while not a.network._links:
+                while not a.links:
                     await turn()
             await built.stop("a")
-            assert not a.network._links
+            assert a.links == []
             assert len(a.tasks) == 0
     finally:
         silent.close()

@@ -18,7 +18,7 @@ from quorate_core.errors import (
     SettingsError,
 )
 from quorate_raft.core.messages import Entry, EntryKind
-from quorate_store import database
+from quorate_store import database, generations
 from quorate_store.commands import (
     COMMAND_VERSION,
     Compact,
@@ -232,15 +232,15 @@ def test_a_full_disk_is_named_as_such(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(database, "write_marker", full)
+    monkeypatch.setattr(generations, "write_marker", full)
     with pytest.raises(StateUnusable, match="the disk is full"):
         opened(tmp_path)
 
 
 def test_files_that_lmdb_cannot_read_are_named_with_the_way_out(tmp_path: Path) -> None:
     opened(tmp_path).close()
-    (tmp_path / "state" / "data.mdb").write_bytes(b"no pages of lmdb" * 4096)
-    with pytest.raises(StateUnusable, match=r"state: .*: remove the folder, and the log rebuilds it"):
+    next((tmp_path / "state").glob("*/data.mdb")).write_bytes(b"no pages of lmdb" * 4096)
+    with pytest.raises(StateUnusable, match=r"remove the folder, and the newest snapshot and the log rebuild it"):
         opened(tmp_path)
 
 

@@ -5,6 +5,9 @@
 
 Invariants: indexes have no gap; terms never fall; `applied_index <= applying_index <= min(commit_index,
 stable_index)`; `stable_index <= handed_index <= last_index`. What is committed is never cut.
+
+The log stands on what is compacted away, or was never here since a snapshot took its place. `restore` begins it anew
+after a snapshot; until that is taken over, only `applied_index` stays behind, which is before `first_index` then.
 """
 
 from bisect import bisect_right
@@ -12,7 +15,9 @@ from collections.abc import Sequence
 
 from quorate_core.errors import InvalidRequest, InvariantViolation
 
-from quorate_raft.core.messages import Entry, HardState
+from quorate_raft.core.configurations import Configurations
+from quorate_raft.core.membership import Membership, decode_membership
+from quorate_raft.core.messages import Entry, EntryKind, HardState, SnapshotMeta
 
 ENTRY_OVERHEAD_BYTES = 32
 """What an entry costs on the wire beside its data, rounded up."""
@@ -26,27 +31,34 @@ class RaftLog:
     """`previous_index` and `previous_term` stand for all that is compacted away: 0 and 0 for nothing."""
 
     __slots__ = (
-        "_ends_bytes", "_entries", "applied_index", "applying_index", "commit_index", "handed_index",
-        "previous_index", "previous_term", "stable_index",
+        "_base_bytes", "_ends_bytes", "_entries", "applied_index", "applying_index", "commit_index", "configurations",
+        "handed_index", "previous_index", "previous_term", "stable_index",
     )  # fmt: skip
 
-    def __init__(self, entries: Sequence[Entry], hard_state: HardState, applied_index: int) -> None:
-        """`entries` are durable. Raises InvariantViolation when they end before what was applied."""
-        self.previous_index = 0
-        self.previous_term = 0
+    def __init__(self, base: SnapshotMeta, entries: Sequence[Entry], hard_state: HardState, applied_index: int) -> None:
+        """`entries` are durable; they go on after `base`, or begin before it and hold its entry too.
+
+        Raises InvariantViolation when they end before what was applied, do not hold what the base says, or the state
+        machine lacks what is in the base; InvalidRequest when they leave a gap after it.
+        """
+        self.previous_index = base.index
+        self.previous_term = base.term
+        if entries and entries[0].index <= base.index:
+            # Of the first entry that is kept only the place is of use: the term before it is not known any more.
+            self.previous_index, self.previous_term = entries[0].index, entries[0].term
+            entries = entries[1:]
         self._entries: list[Entry] = []
         self._ends_bytes: list[int] = []
-        self.commit_index = 0
+        self._base_bytes = 0
+        self.configurations = Configurations(base.index, base.membership)
+        self.commit_index = self.stable_index = self.handed_index = 0
         self.extend(entries)
-        if applied_index > self.last_index:
-            raise InvariantViolation(
-                f"the log ends at {self.last_index}, but the state machine has applied {applied_index}: "
-                "entries that were durable are missing"
-            )
+        _require_whole(self, base, applied_index)
         self.handed_index = self.stable_index = self.last_index
         # The hint may be ahead of a log whose torn tail was cut, and behind what was applied.
         self.commit_index = max(applied_index, min(hard_state.commit, self.last_index))
         self.applied_index = self.applying_index = applied_index
+        self.configurations.settle(self.commit_index)
 
     @property
     def first_index(self) -> int:
@@ -59,6 +71,11 @@ class RaftLog:
     @property
     def last_term(self) -> int:
         return self._entries[-1].term if self._entries else self.previous_term
+
+    @property
+    def membership(self) -> Membership:
+        """The newest configuration, which is in force."""
+        return self.configurations.newest
 
     @property
     def unapplied_bytes(self) -> int:
@@ -77,20 +94,17 @@ class RaftLog:
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def extend(self, entries: Sequence[Entry]) -> None:
-        """Append `entries`, which continue the log. Raises InvalidRequest when they do not."""
-        if not entries:
-            return
-        _require_consecutive(entries, self.last_index + 1, self.last_term)
-        self._entries += entries
-        end_bytes = self._end_bytes(len(self._ends_bytes) - 1)
-        for entry in entries:
-            end_bytes += len(entry.data) + ENTRY_OVERHEAD_BYTES
-            self._ends_bytes.append(end_bytes)
+        """Append `entries`, which continue the log. Raises InvalidRequest when they do not, or cannot be read."""
+        if entries:
+            _require_consecutive(entries, self.last_index + 1, self.last_term)
+            self._put(entries)
 
     def append(self, entry: Entry) -> None:
-        """Append the one entry that its leader just made: `extend` without the checks, since this path is hot."""
+        """Append the one entry that its leader just made: `extend` without the checks, since this path is hot. Not for
+        a configuration."""
         ends_bytes = self._ends_bytes
-        ends_bytes.append((ends_bytes[-1] if ends_bytes else 0) + len(entry.data) + ENTRY_OVERHEAD_BYTES)
+        end_bytes = ends_bytes[-1] if ends_bytes else self._base_bytes
+        ends_bytes.append(end_bytes + len(entry.data) + ENTRY_OVERHEAD_BYTES)
         self._entries.append(entry)
 
     def accept(self, previous_index: int, previous_term: int, entries: Sequence[Entry]) -> int | None:
@@ -107,12 +121,14 @@ class RaftLog:
             if previous_index < self.last_index:
                 known = self._count_agreeing(entries)
             if known < len(entries):
-                self._cut_from(previous_index + 1 + known)
-                self.extend(entries[known:] if known else entries)
+                self._put(entries[known:] if known else entries)
         return previous_index + len(entries)
 
     def slice(self, start_index: int, bytes_max: int) -> tuple[Entry, ...]:
-        """Entries from `start_index` on, up to `bytes_max` bytes, and at least one when there is one."""
+        """Entries from `start_index` on, up to `bytes_max` bytes, and at least one when there is one.
+
+        Raises InvariantViolation for one that is compacted away.
+        """
         start = start_index - self.first_index
         if start < 0:
             raise InvariantViolation(f"entry {start_index} is compacted away; the log starts at {self.first_index}")
@@ -137,6 +153,8 @@ class RaftLog:
         if index > self.last_index:
             raise InvariantViolation(f"entry {index} is said to be committed, but the log ends at {self.last_index}")
         self.commit_index = index
+        if 0 < self.configurations.unsettled_index <= index:
+            self.configurations.settle(index)
         return True
 
     def has_unstable(self) -> bool:
@@ -170,6 +188,53 @@ class RaftLog:
             )
         self.applied_index = index
 
+    def compact(self, index: int) -> None:
+        """Forget the entries up to `index`, all of which are applied. What stays is not copied, only moved up."""
+        if index > self.applied_index:
+            raise InvariantViolation(f"entry {index} would be forgotten, but only {self.applied_index} is applied")
+        dropped = index - self.previous_index
+        if dropped <= 0:
+            return
+        self.previous_index, self.previous_term = index, self._entries[dropped - 1].term
+        self._base_bytes = self._ends_bytes[dropped - 1]
+        del self._entries[:dropped]
+        del self._ends_bytes[:dropped]
+        self.configurations.forget_before(index)
+
+    def restore(self, snapshot: SnapshotMeta) -> None:
+        """Begin anew after `snapshot`, which is ahead of what is known to be committed here. Nothing after it is handed
+        out to be applied before it is durable; `mark_restored` says that the state machine has the snapshot.
+        """
+        if snapshot.index <= self.commit_index:
+            raise InvariantViolation(f"a snapshot of entry {snapshot.index} would undo {self.commit_index}")
+        self.previous_index, self.previous_term = snapshot.index, snapshot.term
+        self._entries.clear()
+        self._ends_bytes.clear()
+        self._base_bytes = 0
+        self.commit_index = self.applying_index = self.stable_index = self.handed_index = snapshot.index
+        self.configurations = Configurations(snapshot.index, snapshot.membership)
+
+    def mark_restored(self, index: int) -> None:
+        """The state machine has the state of the snapshot at `index`."""
+        self.applied_index = max(self.applied_index, index)
+
+    def _put(self, entries: Sequence[Entry]) -> None:
+        """Put `entries` in place of all from the first one's index on. If one cannot be read, nothing has changed."""
+        first_index = entries[0].index
+        end_bytes = self._end_bytes(first_index - 1 - self.first_index)
+        ends_bytes = []
+        configurations = []
+        for entry in entries:
+            end_bytes += len(entry.data) + ENTRY_OVERHEAD_BYTES
+            ends_bytes.append(end_bytes)
+            if entry.kind is EntryKind.MEMBERSHIP:
+                configurations.append((entry.index, decode_membership(entry.data)))
+        self._cut_from(first_index)
+        self._entries += entries
+        self._ends_bytes += ends_bytes
+        for index, membership in configurations:
+            self.configurations.add(index, membership)
+
     def _count_agreeing(self, entries: Sequence[Entry]) -> int:
         for count, entry in enumerate(entries):
             if self.term_at(entry.index) != entry.term:
@@ -185,9 +250,10 @@ class RaftLog:
         del self._ends_bytes[index - self.first_index :]
         self.handed_index = min(self.handed_index, index - 1)
         self.stable_index = min(self.stable_index, index - 1)
+        self.configurations.cut_from(index)
 
     def _end_bytes(self, offset: int) -> int:
-        return self._ends_bytes[offset] if offset >= 0 else 0
+        return self._ends_bytes[offset] if offset >= 0 else self._base_bytes
 
 
 def _require_consecutive(entries: Sequence[Entry], first_index: int, term_min: int) -> None:
@@ -196,3 +262,20 @@ def _require_consecutive(entries: Sequence[Entry], first_index: int, term_min: i
         raise InvalidRequest(f"entries {entries[0].index} to {entries[-1].index} do not continue at {first_index}")
     if entries[0].term < term_min or entries[-1].term < entries[0].term:
         raise InvalidRequest(f"entries from {first_index} on have terms that fall below {term_min}")
+
+
+def _require_whole(log: RaftLog, base: SnapshotMeta, applied_index: int) -> None:
+    if applied_index > log.last_index:
+        raise InvariantViolation(
+            f"the log ends at {log.last_index}, but the state machine has applied {applied_index}: "
+            "entries that were durable are missing"
+        )
+    if applied_index < base.index:
+        raise InvariantViolation(
+            f"the log stands on a snapshot of entry {base.index}, but the state machine has applied only "
+            f"{applied_index}: the snapshot is to be restored first"
+        )
+    if log.term_at(base.index) != base.term:
+        raise InvariantViolation(
+            f"entry {base.index} is of term {log.term_at(base.index)}, but of {base.term} in the snapshot"
+        )

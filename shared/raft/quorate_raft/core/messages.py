@@ -8,9 +8,27 @@ from enum import IntEnum
 
 import msgspec
 
-MemberName = str
-NO_MEMBER: MemberName = ""
-"""Stands for "nobody": no vote given, no leader known."""
+from quorate_raft.core.membership import NO_MEMBER, MemberName, Membership
+
+__all__ = [
+    "NO_MEMBER",
+    "AppendRequest",
+    "AppendResponse",
+    "Entry",
+    "EntryKind",
+    "HardState",
+    "HeartbeatRequest",
+    "HeartbeatResponse",
+    "InstallSnapshot",
+    "MemberName",
+    "Message",
+    "ReadIndexRequest",
+    "ReadIndexResponse",
+    "SnapshotMeta",
+    "TimeoutNow",
+    "VoteRequest",
+    "VoteResponse",
+]
 
 
 class EntryKind(IntEnum):
@@ -18,6 +36,8 @@ class EntryKind(IntEnum):
     """`data` belongs to the state machine."""
     NO_OP = 1
     """Proposed by a new leader, so that entries of earlier terms can be committed (paper, section 5.4.2)."""
+    MEMBERSHIP = 2
+    """`data` is the whole new configuration, as `membership.encode_membership` writes it."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -38,6 +58,18 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     vote: MemberName = NO_MEMBER
     commit: int = 0
     """A hint that saves work after a restart; losing it is harmless."""
+
+
+class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
+    """What a snapshot holds: the state after the entry `index`, which was of `term`, and the configuration then.
+
+    It is also the base of a log: all entries up to `index` are in the snapshot. A new cluster's log stands on
+    `SnapshotMeta(0, 0, …)`, for which no snapshot is needed.
+    """
+
+    index: int = 0
+    term: int = 0
+    membership: Membership = Membership()
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -78,6 +110,8 @@ class AppendResponse(_Message, frozen=True, array_like=True, tag="append!"):
     rejected: bool = False
     hint_index: int = 0
     hint_term: int = 0
+    needs_snapshot: bool = False
+    """It joins: it knows no configuration yet, and the log alone would not tell it the first one."""
 
 
 class HeartbeatRequest(_Message, frozen=True, array_like=True, tag="beat?"):
@@ -108,6 +142,13 @@ class TimeoutNow(_Message, frozen=True, array_like=True, tag="timeout-now"):
     """The leader asks its chosen successor to start an election at once (thesis, 3.10)."""
 
 
+class InstallSnapshot(_Message, frozen=True, array_like=True, tag="snapshot"):
+    """InstallSnapshot (paper, section 7), as far as the core has a say. The file comes on a connection of its own; when
+    it is durable, the receiver's driver hands this to its core, with the sender's term. It never travels by itself."""
+
+    snapshot: SnapshotMeta
+
+
 Message = (
     VoteRequest
     | VoteResponse
@@ -118,4 +159,5 @@ Message = (
     | ReadIndexRequest
     | ReadIndexResponse
     | TimeoutNow
+    | InstallSnapshot
 )

@@ -4,6 +4,13 @@ Reads that arrive together share a round: a number that goes out with a heartbea
 a round is the commit index when the round starts. A member that echoes a round has then seen no newer term, so once
 a majority has echoed it, or a later one of the same term, the leader was the leader when the round started.
 
+When the configuration changes, the rounds under way begin anew, so a round is always confirmed by a majority of the
+configuration in which it began, and that is the newest one of the leader until it ends. That is enough. Say a newer
+leader was elected before the round began, and take the first such. It had every entry committed before, so the
+configuration before the leader's newest (which was committed before the newest was made), and was elected by a majority
+of that one or of the newest. Either shares a voter with the majority that echoed; that voter had then left the
+leader's term before it echoed a round of it, and a member that has left a term echoes nothing of it any more.
+
 Round numbers rise as long as this member lives and are never used twice; answers of another term are dropped before
 they come here, and a member leads a term at most once. So a late echo can only confirm what it was asked for.
 """
@@ -70,6 +77,11 @@ class ReadRounds:
             _, index, asks = self._open.popleft()
             confirmed += [(ask, index) for ask in asks]
         return confirmed
+
+    def begin_anew(self, voters: Sequence[MemberName]) -> None:
+        """The configuration changed: rounds under way join those that wait, and `voters` confirm from now on."""
+        self._voters = voters
+        self._waiting = self.drop_all()
 
     def drop_all(self) -> list[Ask]:
         """Forget every read, as a leader that steps down must; returns them, to be refused."""

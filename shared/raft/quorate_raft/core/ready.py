@@ -7,7 +7,7 @@ import msgspec
 from quorate_core.errors import SettingsError
 
 from quorate_raft.core.membership import Membership
-from quorate_raft.core.messages import Entry, HardState, MemberName, Message
+from quorate_raft.core.messages import Entry, HardState, MemberName, Message, SnapshotMeta
 
 
 class Role(StrEnum):
@@ -23,7 +23,6 @@ class RaftConfig:
     for T steps down. Every limit is for one follower, except `committed_entries_max`, which is for one `Ready`."""
 
     name: MemberName
-    membership: Membership
     election_ticks: int = 10
     heartbeat_ticks: int = 1
     append_bytes_max: int = 1024 * 1024
@@ -32,8 +31,6 @@ class RaftConfig:
     committed_entries_max: int = 256
 
     def __post_init__(self) -> None:
-        if not self.membership.is_voter(self.name):
-            raise SettingsError(f"{self.name!r} is not among the members {', '.join(self.membership.voters)}")
         if not 0 < self.heartbeat_ticks < self.election_ticks:
             raise SettingsError(
                 f"heartbeats every {self.heartbeat_ticks} ticks cannot hold off elections after {self.election_ticks}"
@@ -73,3 +70,10 @@ class Ready(msgspec.Struct, frozen=True):
     reads: tuple[ReadResult, ...]
     standing: Standing | None
     """Changed since the last Ready."""
+    snapshot: SnapshotMeta | None = None
+    """To be taken over before `entries` are appended: restore the state machine from the snapshot of this index, and
+    begin the durable log anew after it."""
+    snapshots_wanted: tuple[MemberName, ...] = ()
+    """Leader: followers that lack entries which the log has no more. Send each a snapshot; say what became of it."""
+    membership: Membership | None = None
+    """Changed since the last Ready: `RaftNode.contacts`, for the network."""

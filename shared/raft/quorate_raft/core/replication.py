@@ -4,8 +4,12 @@ A leader only notes that something is due; `send_due` sends for all that gathere
 turn of the caller's loop leaves in one request.
 """
 
+from collections.abc import Collection
+
 from quorate_core.errors import InvariantViolation
 
+from quorate_raft.core import snapshots
+from quorate_raft.core.membership import ForgottenMember
 from quorate_raft.core.messages import (
     NO_MEMBER,
     AppendRequest,
@@ -38,11 +42,15 @@ def send_due(member: MemberState) -> None:
 
 def on_append_request(member: MemberState, request: AppendRequest) -> None:
     """AppendEntries (paper, figure 2). The answer leaves when what it promises is durable."""
-    _follow(member, request.sender)
+    member.follow(request.sender)
     log = member.log
     if request.previous_index < log.commit_index:
         # Old news, and maybe compacted away: what is committed agrees with every leader to come.
         answer = AppendResponse(member.name, request.sender, member.term, log.commit_index)
+    elif member.knows_nothing:
+        answer = AppendResponse(
+            member.name, request.sender, member.term, request.previous_index, rejected=True, needs_snapshot=True
+        )
     else:
         agreed_index = log.accept(request.previous_index, request.previous_term, request.entries)
         if agreed_index is None:
@@ -50,6 +58,8 @@ def on_append_request(member: MemberState, request: AppendRequest) -> None:
         else:
             log.commit_to(min(request.commit, agreed_index))
             answer = AppendResponse(member.name, request.sender, member.term, agreed_index)
+        if log.membership is not member.membership:
+            member.adopt_membership()
     member.messages_after_persist.append(answer)
 
 
@@ -59,6 +69,9 @@ def on_append_response(member: MemberState, response: AppendResponse) -> None:
         return
     progress.is_recently_active = True
     if response.rejected:
+        if response.needs_snapshot and progress.match_index == 0:
+            snapshots.want(member, response.sender, progress)
+            return
         probe_index = member.log.last_index_not_above(response.hint_term, response.hint_index)
         if progress.on_rejected(response.match_index, probe_index):
             member.replication_is_due = True
@@ -69,6 +82,8 @@ def on_append_response(member: MemberState, response: AppendResponse) -> None:
             f"but the log of its leader {member.name} ends at {member.log.last_index}"
         )
     had_room = progress.may_send
+    if progress.state is ProgressState.SNAPSHOT and response.match_index >= member.log.previous_index:
+        progress.become_probe(response.match_index + 1)
     if progress.on_accepted(response.match_index):
         commit_if_agreed(member)
         _continue_transfer(member, response.sender, progress)
@@ -77,24 +92,32 @@ def on_append_response(member: MemberState, response: AppendResponse) -> None:
 
 
 def on_heartbeat_request(member: MemberState, request: HeartbeatRequest) -> None:
-    _follow(member, request.sender)
+    """Raises ForgottenMember when this member has had a log, and has none any more."""
+    member.follow(request.sender)
+    read_context = request.read_context
+    if member.knows_nothing:
+        read_context = 0
+        if request.commit > 0:  # as much, the leader says, was acknowledged here
+            raise ForgottenMember.named(member.name)
     member.log.commit_to(request.commit)
-    member.messages.append(HeartbeatResponse(member.name, request.sender, member.term, request.read_context))
+    member.messages.append(HeartbeatResponse(member.name, request.sender, member.term, read_context))
 
 
 def on_heartbeat_response(member: MemberState, response: HeartbeatResponse) -> None:
-    """Proves that the follower is there. One that lacks something is probed again, or gets an empty request after what
-    was sent: if some of that was lost, its rejection says so."""
+    """Proves that the follower is there. One that may lack something gets an empty request after what was sent: if some
+    of that was lost, its rejection says so. (Not the same entries again: a slow disk would get them every heartbeat.)
+    """
     progress = member.progress.get(response.sender)
     if progress is None:
         return
     progress.is_recently_active = True
-    if progress.match_index < member.log.last_index:
-        if progress.state is ProgressState.PROBE:
-            progress.is_told_to_wait = False
-            _send_appends(member, response.sender, progress)
-        else:
-            _send_append(member, response.sender, progress, ())
+    log = member.log
+    if progress.next_index <= log.previous_index:
+        snapshots.want(member, response.sender, progress)
+    elif progress.state is ProgressState.PROBE or (
+        progress.state is ProgressState.REPLICATE and progress.match_index < log.last_index
+    ):
+        _send_append(member, response.sender, progress, ())
     _answer_confirmed_reads(member, response.sender, response.read_context)
 
 
@@ -119,31 +142,48 @@ def ask_read_index(member: MemberState, asker: MemberName, context: int) -> None
 
 
 def commit_if_agreed(member: MemberState) -> None:
-    """Advance the commit index to what a majority has made durable, if it is of this term (paper, 5.4.2)."""
+    """Advance the commit index to what a majority has made durable, if it is of this term (paper, 5.4.2). A leader that
+    is not among the voters does not count itself."""
     log = member.log
-    index = agreed([log.stable_index, *(progress.match_index for progress in member.progress.values())])
+    matches = [progress.match_index for progress in member.voter_progress]
+    if member.is_voter:
+        matches.append(log.stable_index)
+    index = agreed(matches)
     if index > log.commit_index and log.term_at(index) == member.term:
         log.commit_to(index)
         member.replication_is_due = True
+        if not member.is_voter and log.configurations.unsettled_index == 0:
+            _leave(member)
 
 
 def begin_transfer(member: MemberState, to: MemberName) -> bool:
-    """Leader: hand over to `to` as soon as it has the whole log. Says whether it was begun."""
+    """Leader: hand over to the voter `to` as soon as it has the whole log. Says whether it was begun."""
     progress = member.progress.get(to)
-    if progress is None:
+    if progress is None or not member.membership.is_voter(to):
         return False
     member.transferee = to
-    member.election_elapsed_ticks = 0
+    member.transfer_elapsed_ticks = 0
     member.replication_is_due = True
     _continue_transfer(member, to, progress)
     return True
 
 
-def _follow(member: MemberState, leader: MemberName) -> None:
-    if member.role is Role.FOLLOWER and member.leader == leader:
-        member.election_elapsed_ticks = 0
-    else:
-        member.become_follower(member.term, leader)
+def most_caught_up(member: MemberState, among: Collection[MemberName]) -> MemberName:
+    """Leader: the other voter of `among` that lacks least; empty when there is none."""
+    matches = [
+        (progress.match_index, name)
+        for name, progress in member.progress.items()
+        if name in among and member.membership.is_voter(name)
+    ]
+    return max(matches)[1] if matches else NO_MEMBER
+
+
+def _leave(member: MemberState) -> None:
+    """Leader: its own removal is committed. The voter that lacks least need not wait for its election timeout."""
+    successor = most_caught_up(member, [name for name, progress in member.progress.items() if progress.is_alive])
+    if successor != NO_MEMBER:
+        member.messages.append(TimeoutNow(member.name, successor, member.term))
+    member.become_follower(member.term, NO_MEMBER)
 
 
 def _rejection(member: MemberState, request: AppendRequest) -> AppendResponse:
@@ -158,10 +198,20 @@ def _rejection(member: MemberState, request: AppendRequest) -> AppendResponse:
 
 def _send_appends(member: MemberState, name: MemberName, progress: Progress) -> None:
     log, append_bytes_max = member.log, member.config.append_bytes_max
-    while progress.may_send and progress.next_index <= log.last_index:
+    if progress.state is not ProgressState.REPLICATE and not progress.may_send:
+        return
+    if progress.next_index <= log.previous_index:
+        snapshots.want(member, name, progress)
+    elif progress.state is ProgressState.PROBE:
+        progress.is_told_to_wait = True
         _send_append(member, name, progress, log.slice(progress.next_index, append_bytes_max))
-    if progress.commit_sent < log.commit_index and progress.may_send:
-        _send_append(member, name, progress, ())
+    else:
+        while progress.next_index <= log.last_index and not progress.is_window_full:
+            entries = log.slice(progress.next_index, append_bytes_max)
+            _send_append(member, name, progress, entries)
+            progress.on_sent(entries[-1].index, log.size_bytes(entries[0].index, entries[-1].index))
+        if progress.commit_sent < log.commit_index and not progress.is_window_full:
+            _send_append(member, name, progress, ())
 
 
 def _send_append(member: MemberState, name: MemberName, progress: Progress, entries: tuple[Entry, ...]) -> None:
@@ -174,8 +224,6 @@ def _send_append(member: MemberState, name: MemberName, progress: Progress, entr
         AppendRequest(member.name, name, member.term, previous_index, previous_term, entries, log.commit_index)
     )
     progress.commit_sent = log.commit_index
-    if entries:
-        progress.on_sent(entries[-1].index, log.size_bytes(entries[0].index, entries[-1].index))
 
 
 def _continue_transfer(member: MemberState, name: MemberName, progress: Progress) -> None:

@@ -7,6 +7,11 @@
     any           -> FOLLOWER        a newer term, a leader of this term, a lost election, or, for a leader,
                                      no word from a majority for an election timeout (CheckQuorum)
 
+Only a voter of the newest configuration in its log campaigns, or one that this removes as long as that is not known
+to be committed: such a member may be the only one whose log is complete enough to be elected, so without it the
+cluster could be without a leader for good (thesis, 4.2.2). It does not count itself, neither as candidate nor as
+leader, and steps down once its removal is committed.
+
 Terms only rise, and a vote is given once in a term. All transitions are here; `election` and `replication` decide
 when they happen.
 """
@@ -25,6 +30,7 @@ from quorate_raft.core.messages import (
     MemberName,
     Message,
     ReadIndexResponse,
+    SnapshotMeta,
 )
 from quorate_raft.core.progress import Progress
 from quorate_raft.core.quorum import Tally
@@ -42,24 +48,31 @@ class MemberState:
         self,
         config: RaftConfig,
         hard_state: HardState,
+        base: SnapshotMeta,
         entries: Sequence[Entry],
         applied_index: int,
         random_below: RandomBelow,
     ) -> None:
         self.config = config
         self.name = config.name
-        self.others = config.membership.others(config.name)
-        self.log = RaftLog(entries, hard_state, applied_index)
+        self.log = RaftLog(base, entries, hard_state, applied_index)
         # NB: a torn tail may have taken the hard state of a term whose entries it left; terms never fall.
         self.term = max(hard_state.term, self.log.last_term)
         self.vote = hard_state.vote if self.term == hard_state.term else NO_MEMBER
         self.role = Role.FOLLOWER
         self.leader = NO_MEMBER
         self.progress: dict[MemberName, Progress] = {}
-        """Of the other members; empty unless this member leads."""
-        self.tally = Tally(config.membership.voters)
-        self.reads = ReadRounds(config.membership.voters)
+        """Of the other members, learners too; empty unless this member leads."""
+        self.voter_progress: tuple[Progress, ...] = ()
+        """Of those whose acknowledgement counts."""
+        self.tally = Tally(())
+        self.reads = ReadRounds(())
         self.transferee = NO_MEMBER
+        self.transfer_elapsed_ticks = 0
+        self.restoring: SnapshotMeta | None = None
+        """A snapshot that has taken the place of the log, and is not taken over yet."""
+        self.snapshots_wanted: list[MemberName] = []
+        """Followers that wait for a snapshot, and were not handed out yet."""
         self.election_elapsed_ticks = 0
         self.heartbeat_elapsed_ticks = 0
         self.replication_is_due = False
@@ -70,11 +83,26 @@ class MemberState:
         self._random_below = random_below
         self.election_timeout_ticks = 0
         self.reset_election_timer()
+        self.adopt_membership()
 
     @property
     def hears_leader(self) -> bool:
         """Whether a leader was heard of within the minimum election timeout; always so for a leader itself."""
         return self.leader != NO_MEMBER and self.election_elapsed_ticks < self.config.election_ticks
+
+    @property
+    def may_campaign(self) -> bool:
+        """A voter; or one that was, and is removed by a configuration that may yet be cut off. Not while a snapshot is
+        taken over: others can do more than a leader without a state."""
+        if self.restoring is not None:
+            return False
+        log = self.log
+        return self.is_voter or any(m.is_voter(self.name) for m in log.configurations.since(log.commit_index))
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether it has no configuration: it joins, or was a member and has lost its disk."""
+        return self.membership.is_empty
 
     @property
     def has_committed_in_term(self) -> bool:
@@ -84,6 +112,23 @@ class MemberState:
         election_ticks = self.config.election_ticks
         self.election_elapsed_ticks = 0
         self.election_timeout_ticks = election_ticks + self._random_below(election_ticks + 1)
+
+    def adopt_membership(self) -> None:
+        """The newest configuration of the log is another one than before, and in force from now on."""
+        self.membership = self.log.membership
+        voters = self.membership.voters
+        self.is_voter = self.name in voters
+        self.is_only_voter = voters == (self.name,)
+        self.reads.begin_anew(voters)
+        if self.role is Role.LEADER:
+            self._follow_up_progress()
+
+    def follow(self, leader: MemberName) -> None:
+        """`leader` leads this term, and has just been heard of."""
+        if self.role is Role.FOLLOWER and self.leader == leader:
+            self.election_elapsed_ticks = 0
+        else:
+            self.become_follower(self.term, leader)
 
     def become_follower(self, term: int, leader: MemberName) -> None:
         """Raises InvariantViolation for a second leader of one term."""
@@ -102,7 +147,7 @@ class MemberState:
         """Neither term nor vote changes, so nobody is disturbed by an election that cannot be won."""
         self.role = Role.PRE_CANDIDATE
         self.leader = NO_MEMBER
-        self.tally = Tally(self.config.membership.voters)
+        self.tally = Tally(self.membership.voters)
         self.reset_election_timer()
 
     def become_candidate(self) -> None:
@@ -110,7 +155,7 @@ class MemberState:
         self._enter_term(self.term + 1, self.name)
         self.role = Role.CANDIDATE
         self.leader = NO_MEMBER
-        self.tally = Tally(self.config.membership.voters)
+        self.tally = Tally(self.membership.voters)
         self.reset_election_timer()
 
     def become_leader(self) -> None:
@@ -121,10 +166,7 @@ class MemberState:
         self.leader = self.name
         self.reset_election_timer()
         self.heartbeat_elapsed_ticks = 0
-        self.progress = {
-            name: Progress(self.log.last_index + 1, self.config.inflight_messages_max, self.config.inflight_bytes_max)
-            for name in self.others
-        }
+        self._follow_up_progress()
         self.log.append(Entry(self.log.last_index + 1, self.term, EntryKind.NO_OP))
         self.replication_is_due = True
 
@@ -143,12 +185,25 @@ class MemberState:
         else:
             self.messages.append(ReadIndexResponse(self.name, asker, self.term, context, index))
 
+    def _follow_up_progress(self) -> None:
+        """Leader: one progress for each other member, old ones kept. Who is new is probed from the end of the log."""
+        config, next_index = self.config, self.log.last_index + 1
+        self.progress = {
+            name: self.progress.get(name)
+            or Progress(next_index, config.inflight_messages_max, config.inflight_bytes_max)
+            for name in self.membership.others(self.name)
+        }
+        self.voter_progress = tuple(self.progress[name] for name in self.membership.voters if name != self.name)
+        self.snapshots_wanted = [name for name in self.snapshots_wanted if name in self.progress]
+
     def _enter_term(self, term: int, vote: MemberName) -> None:
         self.term = term
         self.vote = vote
 
     def _leave_leadership(self) -> None:
         self.progress = {}
+        self.voter_progress = ()
+        self.snapshots_wanted.clear()
         self.transferee = NO_MEMBER
         self.replication_is_due = False
         for asker, context in self.reads.drop_all():

@@ -3,7 +3,8 @@
 Everything happens on the event loop's thread. Whatever gives the core something to do (a message, a proposal, a read,
 a tick, a finished sync) schedules one pump for the loop's next turn; the pump takes each `Ready` and sends, applies
 and answers. So all that arrives in one turn shares one append request a follower, one sync and one read round. Only
-the sync leaves the loop: `_persist_loop` has one out at a time, while messages go on.
+the sync leaves the loop: `_persist_loop` has one out at a time, while messages go on. Snapshots are `snapshotting`'s
+work, what operators ask is `administration`'s.
 
 A failure to persist, a broken invariant, or a state machine that raises, halts the driver: every caller is told, and
 the error ends a task of the `TaskOwner`, so that the process stops.
@@ -11,7 +12,7 @@ the error ends a task of the `TaskOwner`, so that the process stops.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,22 +26,36 @@ from quorate_core.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     QuorateError,
+    SettingsError,
     TooManyRequests,
     Unavailable,
 )
 from quorate_core.tasks import TaskOwner
 
-from quorate_raft.core.membership import Membership
-from quorate_raft.core.messages import Entry, MemberName, Message
+from quorate_raft.core.membership import Membership, MembershipChange, RemoveMember, decode_membership
+from quorate_raft.core.messages import NO_MEMBER, Entry, InstallSnapshot, MemberName, Message
 from quorate_raft.core.node import RaftNode
+from quorate_raft.core.progress import FollowerStatus
 from quorate_raft.core.ready import RaftConfig, Ready, Role, Standing
 from quorate_raft.core.state import RandomBelow
 from quorate_raft.runtime import metrics
+from quorate_raft.runtime.administration import (
+    MEMBERSHIP_METHOD,
+    TRANSFER_METHOD,
+    Administration,
+    ChangeCall,
+    MemberRemoved,
+    TransferCall,
+    encode_call,
+)
 from quorate_raft.runtime.barriers import ReadBarriers
-from quorate_raft.runtime.forwarding import PROPOSE_METHOD, Forwarder, decode_forwarded
-from quorate_raft.runtime.ports import Clock, Disk, Network, StateMachine, Ticker
+from quorate_raft.runtime.forwarding import CALL_TIMEOUT_MIN_S, PROPOSE_METHOD, Forwarder, decode_forwarded
+from quorate_raft.runtime.ports import Clock, Disk, Network, SnapshotOffer, StateMachine, Ticker
 from quorate_raft.runtime.proposals import Proposal, Proposals
-from quorate_raft.runtime.wal import SEGMENT_BYTES_MAX, Recovered, Wal, WalIdentity, open_wal
+from quorate_raft.runtime.snapshots import SnapshotStore, StoredSnapshot
+from quorate_raft.runtime.snapshotting import SnapshotKeeper, SnapshotPolicy
+from quorate_raft.runtime.wal import SEGMENT_BYTES_MAX, Wal, open_wal
+from quorate_raft.runtime.wal_recovery import Recovered, WalIdentity
 
 TICKS_AT_ONCE_MAX = 2
 """After a stall of the event loop, so many missed ticks count: what a live leader sent meanwhile is still unread."""
@@ -60,7 +75,8 @@ class DriverConfig:
     what is proposed and not applied, here and, on a leader, in its whole log."""
 
     name: MemberName
-    members: Sequence[MemberName]
+    membership: Membership
+    """What a new cluster begins with; empty for a member that joins one. Once there is a log, that knows better."""
     cluster_id: str
     tick_interval_s: float = 0.05
     election_ticks: int = 10
@@ -70,6 +86,10 @@ class DriverConfig:
     proposal_bytes_max: int = 64 * 1024 * 1024
     readers_max: int = 65_536
     segment_bytes_max: int = SEGMENT_BYTES_MAX
+    snapshot_entries: int = 100_000
+    snapshot_bytes_min: int = 64 * 1024 * 1024
+    trailing_entries: int = 10_000
+    """See `SnapshotPolicy`."""
     transfer_timeout_s: float = 1.0
     """How long `close` waits for another member to take the leadership over."""
     random_below: RandomBelow = random.SystemRandom().randrange
@@ -78,7 +98,9 @@ class DriverConfig:
 
 @dataclass(frozen=True, slots=True)
 class RaftStatus:
-    """A member as it sees itself. `connected`: peers whose link is up."""
+    """A member as it sees itself. `connected`: peers whose link is up. `first_index`: what the log still holds begins
+    there. `snapshot_index`: the last entry in the newest snapshot, 0 without one. `progress`: a leader's view of the
+    others."""
 
     name: MemberName
     role: Role
@@ -89,6 +111,10 @@ class RaftStatus:
     last_index: int
     members: tuple[MemberName, ...]
     connected: tuple[MemberName, ...]
+    membership: Membership
+    first_index: int
+    snapshot_index: int
+    progress: Mapping[MemberName, FollowerStatus]
 
 
 class RaftDriver:
@@ -109,9 +135,9 @@ class RaftDriver:
         self._clock = clock
         self._machine = machine
         self._tasks = tasks
-        self._raft_config = RaftConfig(
-            config.name, Membership(config.members), config.election_ticks, config.heartbeat_ticks
-        )
+        self._raft_config = RaftConfig(config.name, config.election_ticks, config.heartbeat_ticks)
+        if not config.membership.is_empty and not config.membership.is_voter(config.name):
+            raise SettingsError(f"{config.name!r} is not among the members {', '.join(config.membership.voters)}")
         first_id = partial(config.random_below, _ID_BELOW)
         self._proposals = Proposals(first_id() + 1, config.proposals_max, config.proposal_bytes_max)
         self._barriers = ReadBarriers(first_id() + 1, config.readers_max, config.election_ticks)
@@ -124,7 +150,6 @@ class RaftDriver:
         self._is_pump_scheduled = False
         self._halted = asyncio.Event()
         self._failure: BaseException | None = None
-        self._standing_changed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._started: _Started | None = None
         self._proposed_total = metrics.PROPOSALS.labels(config.name)
@@ -136,23 +161,21 @@ class RaftDriver:
 
         Raises SettingsError for a log that is damaged, ends before what was applied, or is another member's.
         """
-        config = self._config
-        identity = WalIdentity(config.cluster_id, config.name)
-        applied_index = self._machine.applied_index
-        opened: tuple[Wal, Recovered] = await self._disk.run(
-            partial(open_wal, self._disk, identity, config.random_below, config.segment_bytes_max, applied_index)
-        )
-        wal, recovered = opened
+        config, machine = self._config, self._machine
+        wal, recovered, store = await self._open()
         try:
+            if machine.applied_index < recovered.base.index:
+                await self._rebuild_state(recovered, store)
             node = RaftNode(
-                self._raft_config, recovered.hard_state, recovered.entries, applied_index, config.random_below
-            )
-        except BaseException:
-            wal.close()
-            raise
-        self._applied_term = node.log.term_at(applied_index) or 0
-        self._started = _Started(node, wal, asyncio.get_running_loop())
-        try:
+                self._raft_config, recovered.hard_state, recovered.base, recovered.entries, machine.applied_index,
+                config.random_below,
+            )  # fmt: skip
+            if node.is_removed:
+                raise MemberRemoved.named(config.name, "as its own log says")
+            self._applied_term = node.log.term_at(machine.applied_index) or recovered.base.term
+            self._started = self._assemble(node, wal, store)
+            if not node.contacts.is_empty:
+                self._network.set_members(node.contacts)
             await self._network.start(self)
         except BaseException:
             self._started = None
@@ -165,14 +188,52 @@ class RaftDriver:
         ]
         self._wake()
 
+    async def _open(self) -> tuple[Wal, Recovered, SnapshotStore]:
+        """Read what is on disk. Raises SettingsError."""
+        config, disk = self._config, self._disk
+        identity = WalIdentity(config.cluster_id, config.name)
+        applied_index = self._machine.applied_index
+
+        def work() -> tuple[Wal, Recovered, SnapshotStore]:
+            store = SnapshotStore(disk, identity)
+            return *open_wal(
+                disk, identity, config.random_below, config.segment_bytes_max, config.membership, applied_index
+            ), store
+
+        opened: tuple[Wal, Recovered, SnapshotStore] = await disk.run(work)
+        return opened
+
+    async def _rebuild_state(self, recovered: Recovered, store: SnapshotStore) -> None:
+        """The state is older than the log's beginning (none is left after a crash of the machine): a snapshot and the
+        log make it again. Raises SettingsError when no snapshot can."""
+        stored: StoredSnapshot = await self._disk.run_aside(partial(store.to_rebuild_from, recovered))
+        swap = await self._disk.run_aside(partial(self._machine.restore_snapshot, stored.path))
+        swap()
+        last_index = recovered.last_index
+        log.info("state_rebuilt", member=self._config.name, snapshot_index=stored.meta.index, last_index=last_index)
+
+    def _assemble(self, node: RaftNode, wal: Wal, store: SnapshotStore) -> "_Started":
+        name = self._config.name
+        config = self._config
+        policy = SnapshotPolicy(config.snapshot_entries, config.snapshot_bytes_min, config.trailing_entries)
+        snapshots = SnapshotKeeper(
+            policy, node, wal, store, self._disk, self._machine, self._network, self._tasks, name,
+            self._wake, self._halt, config.ticker,
+        )  # fmt: skip
+        administration = Administration(name, node, self._proposals, self._network, self._clock, self._wake)
+        self._calls[MEMBERSHIP_METHOD] = administration.on_change_call
+        self._calls[TRANSFER_METHOD] = administration.on_transfer_call
+        return _Started(node, wal, snapshots, administration, asyncio.get_running_loop())
+
     async def close(self) -> None:
         """Hand the leadership over if it is here, tell every caller, and stop."""
         started = self._started
         if started is None:
             return
-        await self._hand_over(started.node)
+        await self._hand_over(started)
         self._halt(None)
         await self._network.close()
+        await started.snapshots.close()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -240,6 +301,39 @@ class RaftDriver:
             raise NotProposed("no leader is known at present; try again")
         return await self._network.call(standing.leader, method, payload, timeout_s)
 
+    async def change_membership(self, change: MembershipChange, timeout_s: float) -> Membership:
+        """Add, promote or remove a member, asked of any; returns the membership when the leader has applied the change.
+
+        A leader that is to be removed hands over first. Raises Conflict, NotFound and InvalidRequest for changes that
+        cannot be, NotProposed when there is no leader, or it was surely not done, and OutcomeUnknown.
+        """
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        node = self._running().node
+        if isinstance(change, RemoveMember) and change.name == node.standing.leader and len(node.membership.voters) > 1:
+            await self.transfer_leadership(NO_MEMBER, timeout_s)
+            await self._await_leader(other_than=change.name, deadline_s=deadline_s)
+        left_s = max(deadline_s - self._clock.monotonic_s(), CALL_TIMEOUT_MIN_S)
+        answer = await self.call_leader(MEMBERSHIP_METHOD, encode_call(ChangeCall(change, left_s)), left_s)
+        return decode_membership(answer)
+
+    async def transfer_leadership(self, to: MemberName, timeout_s: float) -> MemberName:
+        """Have `to` lead, or any other voter when that is empty; asked of any member. Returns who leads then.
+
+        Raises NotFound or Conflict for one that cannot, NotProposed when there is no leader, and DeadlineExceeded.
+        """
+        try:
+            answer = await self.call_leader(TRANSFER_METHOD, encode_call(TransferCall(to, timeout_s)), timeout_s)
+        except OutcomeUnknown as error:
+            raise DeadlineExceeded(f"the leadership did not change within {timeout_s:g} s") from error
+        return answer.decode()
+
+    async def _await_leader(self, other_than: MemberName, deadline_s: float) -> None:
+        try:
+            async with asyncio.timeout(max(deadline_s - self._clock.monotonic_s(), 0)):
+                await self._running().administration.next_leader(other_than)
+        except TimeoutError as error:
+            raise NotProposed("no other member has come to lead in time; try again") from error
+
     def register_call(self, method: str, handler: CallHandler) -> None:
         """Answer `method` for peers, and for this member's own `call_leader`. A name can be taken once."""
         if method in self._calls:
@@ -256,8 +350,8 @@ class RaftDriver:
         standing, raft_log = node.standing, node.log
         return RaftStatus(
             self._config.name, standing.role, standing.leader, standing.term, raft_log.commit_index,
-            raft_log.applied_index, raft_log.last_index, self._raft_config.membership.voters,
-            tuple(self._network.connected()),
+            raft_log.applied_index, raft_log.last_index, node.membership.names, tuple(self._network.connected()),
+            node.membership, raft_log.first_index, self._running().snapshots.newest_index, node.progress(),
         )  # fmt: skip
 
     def on_message(self, message: Message) -> None:
@@ -281,6 +375,15 @@ class RaftDriver:
         if handler is None:
             raise NotImplementedHere(f"{self._config.name} has no call {method!r}")
         return await handler(sender, payload)
+
+    async def on_snapshot(self, sender: MemberName, offer: SnapshotOffer, chunks: AsyncIterator[bytes]) -> None:
+        """From the network: a leader's snapshot, that this member needs."""
+        snapshot = await self._running().snapshots.receive(sender, offer, chunks)
+        self.on_message(InstallSnapshot(sender, self._config.name, offer.term, snapshot))
+
+    def on_removed(self, by: MemberName) -> None:
+        """From the network: this member is no member any more."""
+        self._halt(MemberRemoved.named(self._config.name, f"says {by}"))
 
     def _running(self) -> "_Started":
         if self._started is None or self._halted.is_set():
@@ -327,22 +430,23 @@ class RaftDriver:
         if self._started is None or self._halted.is_set():
             return
         try:
-            self._advance(self._started.node)
+            self._advance(self._started)
         except Exception as error:
             self._halt(error)
 
-    def _advance(self, node: RaftNode) -> None:
+    def _advance(self, started: "_Started") -> None:
+        node = started.node
         self._forwarder.send(node.standing)
         self._barriers.ask(node)
         while node.has_ready():
             ready = node.ready()
-            self._carry_out(node, ready)
+            self._carry_out(started, ready)
             if ready.committed and node.has_ready():
                 self._wake()  # the loop's other work comes between two slices of entries
                 return
 
-    def _carry_out(self, node: RaftNode, ready: Ready) -> None:
-        send = self._network.send
+    def _carry_out(self, started: "_Started", ready: Ready) -> None:
+        node, send = started.node, self._network.send
         for message in ready.messages:
             send(message)
         if ready.must_sync:
@@ -350,10 +454,15 @@ class RaftDriver:
         else:
             for message in ready.messages_after_persist:
                 send(message)
+        if ready.membership is not None:
+            self._on_contacts(node, ready.membership)
+        for name in ready.snapshots_wanted:
+            started.snapshots.send(name)
         if ready.standing is not None:
             self._on_standing(node, ready.standing)
         if ready.committed:
             self._apply(node, ready.committed)
+            started.snapshots.take_if_due()
         if ready.reads:
             self._barriers.on_results(ready.reads, node.log.applied_index)
             self._barriers.ask(node)
@@ -369,6 +478,11 @@ class RaftDriver:
             self._announce_leadership(node)
         self._barriers.on_applied(last.index)
 
+    def _on_contacts(self, node: RaftNode, contacts: Membership) -> None:
+        voters, learners = ", ".join(node.membership.voters), ", ".join(node.membership.learners)
+        log.info("membership", member=self._config.name, voters=voters, learners=learners)
+        self._network.set_members(contacts)
+
     def _on_standing(self, node: RaftNode, standing: Standing) -> None:
         name = self._config.name
         log.info("standing", member=name, role=standing.role.value, leader=standing.leader, term=standing.term)
@@ -376,7 +490,7 @@ class RaftDriver:
             metrics.ELECTIONS.labels(name).inc()
         if standing.leader:
             metrics.LEADER_CHANGES.labels(name).inc()
-        self._standing_changed.set()
+        self._running().administration.on_standing_changed()
         self._forwarder.on_standing_changed(standing)
         self._barriers.on_standing_changed()
         self._announce_leadership(node)
@@ -395,14 +509,17 @@ class RaftDriver:
             listener(leads, standing.term)
 
     async def _persist_loop(self) -> None:
-        wal = self._running().wal
+        started = self._running()
         while not self._halted.is_set():
             ready = await self._to_persist.get()
             began_s = self._clock.monotonic_s()
             try:
-                await self._disk.run(partial(wal.append, ready.hard_state, ready.entries))
-                self._sync_seconds.observe(self._clock.monotonic_s() - began_s)
-                self._batch_entries.observe(len(ready.entries))
+                if ready.snapshot is not None:
+                    await started.snapshots.restore(ready.snapshot)
+                if ready.hard_state is not None or ready.entries:
+                    await self._disk.run(partial(started.wal.append, ready.hard_state, ready.entries))
+                    self._sync_seconds.observe(self._clock.monotonic_s() - began_s)
+                    self._batch_entries.observe(len(ready.entries))
                 self._on_persisted(ready)
             except Exception as error:
                 self._halt(error)
@@ -410,7 +527,12 @@ class RaftDriver:
     def _on_persisted(self, ready: Ready) -> None:
         if self._started is None or self._halted.is_set():
             return
-        self._started.node.persisted(ready)
+        node = self._started.node
+        node.persisted(ready)
+        if ready.snapshot is not None:
+            self._applied_term = ready.snapshot.term
+            self._proposals.on_restored()
+            self._barriers.on_applied(ready.snapshot.index)
         for message in ready.messages_after_persist:
             self._network.send(message)
         self._pump()
@@ -430,6 +552,8 @@ class RaftDriver:
                 self._halt(error)
             self._proposals.on_time(now_s)
             self._barriers.on_tick(now_s, has_leader=bool(node.standing.leader))
+            if node.is_removed:
+                self._halt(MemberRemoved.named(config.name, "as an entry of its log says"))
             self._show(node)
             self._pump()
 
@@ -439,6 +563,7 @@ class RaftDriver:
         metrics.IS_LEADER.labels(name).set(standing.role is Role.LEADER)
         metrics.COMMIT_INDEX.labels(name).set(node.log.commit_index)
         metrics.APPLIED_INDEX.labels(name).set(node.log.applied_index)
+        metrics.FIRST_INDEX.labels(name).set(node.log.first_index)
         metrics.PROPOSALS_WAITING.labels(name).set(len(self._proposals))
 
     async def _report_failure(self) -> None:
@@ -461,24 +586,20 @@ class RaftDriver:
             for listener in self._listeners:
                 listener(*self._announced)
 
-    async def _hand_over(self, node: RaftNode) -> None:
+    async def _hand_over(self, started: "_Started") -> None:
         """Leader that closes: let the follower that lacks least take over, so that nobody waits for an election."""
-        successor = node.most_caught_up(self._network.connected())
-        if self._halted.is_set() or not node.transfer(successor):
+        if self._halted.is_set() or not started.node.is_leader or len(started.node.membership.voters) == 1:
             return
-        self._wake()
         try:
-            async with asyncio.timeout(self._config.transfer_timeout_s):
-                # Its own vote may be needed, so it stays until the other one leads.
-                while node.standing.leader in ("", self._config.name) and not self._halted.is_set():
-                    self._standing_changed.clear()
-                    await self._standing_changed.wait()
-        except TimeoutError:
-            log.warning("leadership_not_handed_over", member=self._config.name, successor=successor)
+            await started.administration.transfer(NO_MEMBER, self._config.transfer_timeout_s)
+        except QuorateError as error:
+            log.warning("leadership_not_handed_over", member=self._config.name, reason=error.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class _Started:
     node: RaftNode
     wal: Wal
+    snapshots: SnapshotKeeper
+    administration: Administration
     loop: asyncio.AbstractEventLoop

@@ -24,3 +24,8 @@ BATCH_ENTRIES = Histogram(
     "quorate_raft_batch_entries", "Entries made durable by one sync", ["member"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096),
 )  # fmt: skip
+SNAPSHOTS_TAKEN = Counter("quorate_raft_snapshots_taken_total", "Snapshots of its own state", ["member"])
+SNAPSHOTS_SENT = Counter("quorate_raft_snapshots_sent_total", "Snapshots that a follower has taken over", ["member"])
+SNAPSHOTS_RECEIVED = Counter("quorate_raft_snapshots_received_total", "Snapshots that came whole", ["member"])
+FIRST_INDEX = Gauge("quorate_raft_first_index", "First entry that the log still holds", ["member"])
+SNAPSHOT_INDEX = Gauge("quorate_raft_snapshot_index", "Last entry in the newest snapshot, 0 without one", ["member"])

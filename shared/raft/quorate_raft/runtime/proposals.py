@@ -2,7 +2,8 @@
 
 A proposal is only ever given to the leader of one named term, so its entry can have no other. When an entry of a
 higher term has been applied here and the proposal's has not, it never will be: the log before that entry is settled.
-Then the caller may safely try again. Only a caller whose time runs out first is told that the outcome is unknown.
+Then the caller may safely try again. Only a caller whose time runs out first, or whose entry may be inside a snapshot,
+is told that the outcome is unknown.
 """
 
 import asyncio
@@ -80,6 +81,12 @@ class Proposals:
         """An entry of `term` was applied: entries of earlier terms that were not before it never will be."""
         for proposal in [p for p in self._waiting.values() if 0 < p.term < term]:
             proposal.settle(NotProposed(f"the leader of term {proposal.term} was replaced before the write was agreed"))
+            self.discard(proposal)
+
+    def on_restored(self) -> None:
+        """A snapshot has taken the place of entries that were never applied here; any proposal's may be among them."""
+        for proposal in [p for p in self._waiting.values() if p.term]:
+            proposal.settle(_unsettled(proposal, "before a snapshot took the place of the log"))
             self.discard(proposal)
 
     def on_time(self, now_s: float) -> None:

@@ -1,283 +1,277 @@
 """The write-ahead log: what a member has promised to remember.
 
-Segments `wal-<sequence>.log` hold records, one after the other; the first of a segment is its header. A record:
+Theory of operation. Segments `wal-<sequence>.log` hold records one after the other (`wal_records`), the first of a
+segment being its header. A batch (entries, and the hard state if that has changed) is one record, one append and one
+sync, and the next is not begun before it is synced. A segment is set aside as a whole when it begins, with zeros, so
+that a full disk shows then, and so that an append changes no file's size. It is written aside, synced and renamed, so
+that its header is there or the segment is not.
 
-    magic        4 bytes   b"QWAL", by which records after a damage are found
-    length       4 bytes   of the payload, little-endian
-    previous     4 bytes   checksum of the record before, over segments: a missing record breaks the chain
-    checksum     4 bytes   CRC-32 of length, previous and payload, begun with the segment's seed
-    payload                msgpack: a header, or a batch of entries with the hard state if that has changed
+The log stands on a *base*: everything up to the entry `base.index` is in a snapshot. `rebase` begins a segment whose
+header has the new base and says which segment the log begins with now; as soon as that header is durable, older
+segments are left over, and are removed. A crash in between leaves them there, and the next start removes them. Entries
+before the base may be kept for slow followers. If the log does not hold the base's entry, a snapshot was installed over
+a log that led elsewhere: the new segment is then the only one, and all entries before are void.
 
-A batch is one record, one append and one sync, and the next is not begun before it is synced. So a crash can tear
-only the last record, which was never acknowledged: it is cut. Anything else that does not fit, and so any damage with
-a whole record after it, is a damage to what was acknowledged: the member refuses to start. (A damage within the last
-record looks like a torn one, unless the state machine has applied what it held.) The seed keeps data that contains
-records from being taken for one.
+What can be told apart after a crash (Alagappan and others, "Protocol-Aware Recovery for Consensus-Based Storage",
+FAST '18). Only the last record can be torn, as nothing was written after it, and it was never acknowledged. Of it, the
+disk can hold anything: a beginning, a beginning with zeros for the rest, a late sector without an early one. So:
+
+- Zeros up to the end of the segment are its clean end.
+- Anything else that is no whole record is a torn one, if no whole record follows anywhere and the segment is the last:
+  it is overwritten with zeros, and reported.
+- Everything else is a damage to what was acknowledged, and the member refuses to start, naming file and offset: a
+  record before a whole one; a checksum that does not continue the chain; a segment that is missing; entries that do not
+  reach back to the base.
+
+What cannot be told apart: a damage within the last record that was acknowledged looks like a torn one, and if that was
+zeroed, or the last segments were removed, like a clean end. Nothing in the log comes after it to witness. Two things
+do witness: the state machine has applied nearly all of it (`applied_index`, checked before anything is changed), and a
+majority has the entries, though the member's own vote may be lost.
 
 All of this blocks: it runs in the disk's thread.
 """
 
-import struct
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
-import msgspec
 import structlog
-from quorate_core.errors import SettingsError
+from quorate_core.errors import InvariantViolation, SettingsError
 
-from quorate_raft.core.messages import Entry, HardState, MemberName
+from quorate_raft.core.membership import Membership
+from quorate_raft.core.messages import Entry, HardState, SnapshotMeta
 from quorate_raft.core.state import RandomBelow
+from quorate_raft.runtime.disk import ASIDE_SUFFIX, DiskFailed
 from quorate_raft.runtime.ports import Disk, DiskFile
+from quorate_raft.runtime.wal_records import (
+    HEADER_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    PREFIX_BYTES,
+    SEED_BELOW,
+    Batch,
+    SegmentHeader,
+    encode_payload,
+    encode_record,
+)
+from quorate_raft.runtime.wal_recovery import (
+    FORMAT_VERSION,
+    DamagedLog,
+    LogEnd,
+    LogExtent,
+    Recovered,
+    Replay,
+    WalIdentity,
+    segment_name,
+)
 
-FORMAT_VERSION = 1
-SEGMENT_BYTES_MAX = 64 * 1024 * 1024
-"""A segment is closed when the next record would take it past this; etcd's size."""
+__all__ = ["DamagedLog", "Recovered", "Wal", "WalIdentity", "holds_log", "open_wal"]
 
-_MAGIC = b"QWAL"
-_PREFIX = struct.Struct("<4sIII")
-_SUMMED = struct.Struct("<II")
-_SEED_BELOW = 2**32
+SEGMENT_BYTES_MAX = 16 * 1024 * 1024
+"""A segment is set aside with so many bytes, and closed when the next record would not fit. Smaller than etcd's 64 MiB,
+so that the log that is kept beside a snapshot stays short."""
+
 _SEGMENT_PATTERN = "wal-*.log"
+_SNAPSHOT_PATTERN = "snapshot-*.json"
 
 log = structlog.get_logger(__name__)
 
 
-class DamagedLog(SettingsError):
-    """The log is damaged, or ends, where it was acknowledged. Starting again without a change is useless."""
-
-
-class SegmentHeader(msgspec.Struct, frozen=True):
-    """`hard_state` is the one in force when the segment begins, so that older segments can go one day."""
-
-    format_version: int
-    cluster_id: str
-    member: MemberName
-    sequence: int
-    seed: int
-    hard_state: HardState
-
-
-class _Batch(msgspec.Struct, frozen=True, array_like=True):
-    hard_state: HardState | None
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WalIdentity:
-    cluster_id: str
-    member: MemberName
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a member remembered. `cut_bytes` were a torn tail."""
-
-    hard_state: HardState
-    entries: list[Entry]
-    cut_bytes: int
-
-
-_encode_header = msgspec.msgpack.Encoder().encode
-_decode_header = msgspec.msgpack.Decoder(SegmentHeader).decode
-_encode_batch = msgspec.msgpack.Encoder().encode
-_decode_batch = msgspec.msgpack.Decoder(_Batch).decode
-
-
 class Wal:
-    """Open for appending. Make one by `open_wal`."""
+    """Open for appending. Made by `open_wal`. An error of its methods is final: the log must not be used again."""
 
-    def __init__(self, disk: Disk, identity: WalIdentity, random_below: RandomBelow, segment_bytes_max: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        identity: WalIdentity,
+        random_below: RandomBelow,
+        segment_bytes_max: int,
+        end: LogEnd,
+        extent: LogExtent,
+    ) -> None:
         self._disk = disk
         self._identity = identity
         self._random_below = random_below
         self._segment_bytes_max = segment_bytes_max
+        self._end = end
+        self._extent = extent
         self._file: DiskFile | None = None
-        self._replay = _Replay()
+
+    @property
+    def last_index(self) -> int:
+        """Of the last entry; the base's when there is none after it."""
+        return self._extent.last_index
+
+    @property
+    def base(self) -> SnapshotMeta:
+        return self._end.base
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        """Returns when both are durable. An error is final: the log must not be used again."""
-        replay = self._replay
-        payload = _encode_batch(_Batch(hard_state, tuple(entries)))
-        if replay.size_bytes + _PREFIX.size + len(payload) > self._segment_bytes_max and replay.holds_batches:
-            self._begin_segment()
-        if self._file is None:
-            raise DamagedLog("the log is closed")
-        record, checksum = _encode_record(payload, replay.checksum, replay.seed)
+        """Returns when both are durable. The first entry overwrites everything from its index on; raises
+        InvariantViolation, before anything is written, when it would leave a gap or overwrite what a snapshot holds."""
+        end = self._end
+        self._require_open()
+        self._require_appendable(entries)
+        payload = encode_payload(Batch(hard_state, tuple(entries)))
+        record_bytes = PREFIX_BYTES + len(payload)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise InvariantViolation(f"a batch of {len(payload)} bytes is larger than any record may be")
+        if end.size_bytes + record_bytes > self._segment_bytes_max and end.holds_batches:
+            self._begin_segment(end.base, end.first_sequence, record_bytes)
+        record, checksum = encode_record(payload, end.checksum, end.seed)
+        file = self._require_open()
         try:
-            self._file.append(record)
-            self._file.sync()
+            file.append(record)
+            file.sync()
         except BaseException:
             self.close()  # what the disk has kept is not known: nothing more may follow it
             raise
-        replay.on_appended(checksum, len(record), hard_state)
+        end.checksum = checksum
+        end.size_bytes += record_bytes
+        end.holds_batches = True
+        if hard_state is not None:
+            end.hard_state = hard_state
+        if entries:
+            self._extent.extend(entries, end.sequence)
+
+    def rebase(self, base: SnapshotMeta, first_index_kept: int) -> None:
+        """Stand on a newer snapshot from now on, which is durable, and remove the segments all of whose entries are
+        before `first_index_kept`. If the log does not hold `base.index` in `base.term`, no entry of it is kept.
+
+        Raises InvariantViolation when the base would go back, or entries after it would go.
+        """
+        end, extent = self._end, self._extent
+        self._require_open()
+        if base.index < end.base.index or first_index_kept > base.index + 1:
+            raise InvariantViolation(
+                f"the log stands on entry {end.base.index}; it cannot stand on {base.index} and begin with "
+                f"{first_index_kept}"
+            )
+        is_held = (base.index, base.term) == (end.base.index, end.base.term) or extent.term_at(base.index) == base.term
+        kept = (number for number, last in extent.last_by_segment.items() if is_held and last >= first_index_kept)
+        first_sequence = next(kept, end.sequence + 1)
+        self._begin_segment(base, first_sequence)
+        gone = [number for number in extent.last_by_segment if number < first_sequence]
+        if is_held:
+            extent.forget_before(base.index)
+        else:
+            extent.begin_anew(base.index)
+        for sequence in gone:
+            self._disk.remove(segment_name(sequence))
+            del extent.last_by_segment[sequence]
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def recover(self, applied_index: int = 0) -> Recovered:
-        """Read everything; leaves the last segment open for appending. Nothing is changed on disk before it is known
-        that the log reaches `applied_index`. Raises DamagedLog, or SettingsError for a log of somebody else."""
-        names = [name for name in self._disk.names() if Path(name).match(_SEGMENT_PATTERN)]
-        replay, torn_bytes = self._replay, 0
-        for position, name in enumerate(names):
-            self.close()
-            self._file = self._disk.open(name, create=False)
-            torn_bytes = self._read_segment(name, is_last=position == len(names) - 1)
-        if len(replay.entries) < applied_index:
-            raise DamagedLog(_too_short(names, len(replay.entries), applied_index, replay.size_bytes, torn_bytes))
-        if self._file is None:
-            self._begin_segment()
-        elif torn_bytes:
-            self._file.truncate(replay.size_bytes)
-            self._file.sync()
-            log.warning("torn_log_tail_cut", segment=names[-1], offset=replay.size_bytes, cut_bytes=torn_bytes)
-        entries, replay.entries = replay.entries, []
-        return Recovered(replay.hard_state, entries, torn_bytes)
+    def begin(self) -> None:
+        """Make the first segment of a new log."""
+        self._begin_segment(self._end.base, first_sequence=1)
 
-    def _read_segment(self, name: str, *, is_last: bool) -> int:
-        """Returns how many bytes at the end are those of a torn record."""
+    def go_on(self, left_over: Sequence[str], torn_bytes: int) -> None:
+        """After a replay: finish what a crash has left undone, and open the last segment.
+
+        NB: what was read is synced before anybody believes it. A process that was killed between its append and its
+        sync, or between a rename and the folder's sync, leaves what the kernel has and the disk has not: the member
+        would acknowledge it now, and a power loss could still take it away.
+        """
+        for name in left_over:
+            self._disk.remove(name)
+        name, offset = segment_name(self._end.sequence), self._end.size_bytes
+        self._file = self._disk.open(name, create=False)
+        self._file.continue_at(offset)
+        if torn_bytes:
+            self._file.append(bytes(torn_bytes))
+        self._file.sync()
+        self._disk.sync_folder()
+        if torn_bytes:
+            self._file.continue_at(offset)
+            log.warning("torn_log_tail_cut", segment=name, offset=offset, cut_bytes=torn_bytes)
+
+    def _require_open(self) -> DiskFile:
         if self._file is None:
-            raise DamagedLog(f"{name} is not open")
-        data = self._file.read_all()
-        replay = self._replay
-        offset = replay.begin_segment(name, data, self._identity)
-        while offset < len(data):
-            end = replay.read_record(name, data, offset)
-            if end is None:
-                break
-            offset = end
-        replay.size_bytes = offset
-        if offset == len(data):
-            return 0
-        found = _find_record(data, offset + 1, replay.seed)
-        if not is_last or found is not None:
-            after = f"; a whole record follows at {found}" if found is not None else "; it is not the last segment"
-            raise DamagedLog(
-                f"the log is damaged: {name} at offset {offset}{after}. Entries that were acknowledged are unreadable"
+            raise DiskFailed("the log is closed; a failure of it is final")
+        return self._file
+
+    def _require_appendable(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        first_index, base_index, last_index = entries[0].index, self._end.base.index, self._extent.last_index
+        if not base_index < first_index <= last_index + 1:
+            raise InvariantViolation(
+                f"entry {first_index} cannot come after {last_index} in a log that stands on {base_index}"
             )
-        return len(data) - offset
 
-    def _begin_segment(self) -> None:
-        replay = self._replay
-        replay.sequence += 1
-        replay.seed = self._random_below(_SEED_BELOW)
+    def _begin_segment(self, base: SnapshotMeta, first_sequence: int, record_bytes: int = 0) -> None:
+        """Close the segment, and begin one with room for a record of `record_bytes` at least."""
+        end, sequence, seed = self._end, self._end.sequence + 1, self._random_below(SEED_BELOW)
         header = SegmentHeader(
             FORMAT_VERSION, self._identity.cluster_id, self._identity.member,
-            replay.sequence, replay.seed, replay.hard_state,
+            sequence, first_sequence, seed, end.hard_state, base,
         )  # fmt: skip
-        record, replay.checksum = _encode_record(_encode_header(header), replay.checksum, 0)
-        name = segment_name(replay.sequence)
+        payload = encode_payload(header)
+        if len(payload) > HEADER_BYTES_MAX:
+            raise InvariantViolation(f"a segment's header of {len(payload)} bytes is larger than any may be")
+        record, checksum = encode_record(payload, end.checksum, 0)
         self.close()
-        self._disk.write_atomically(name, record)
-        self._file = self._disk.open(name, create=False)
-        replay.size_bytes = len(record)
-        replay.holds_batches = False
+        self._file = self._make_segment(
+            segment_name(sequence), record, max(self._segment_bytes_max, len(record) + record_bytes)
+        )
+        end.base, end.first_sequence, end.sequence, end.seed = base, first_sequence, sequence, seed
+        end.checksum, end.size_bytes, end.holds_batches = checksum, len(record), False
+        self._extent.last_by_segment[sequence] = 0
 
-
-class _Replay:
-    """Where reading or writing stands, and what was read so far."""
-
-    def __init__(self) -> None:
-        self.sequence = 0
-        self.seed = 0
-        self.checksum = 0
-        self.size_bytes = 0
-        self.holds_batches = False
-        self.hard_state = HardState()
-        self.entries: list[Entry] = []
-
-    def on_appended(self, checksum: int, size_bytes: int, hard_state: HardState | None) -> None:
-        self.checksum = checksum
-        self.size_bytes += size_bytes
-        self.holds_batches = True
-        if hard_state is not None:
-            self.hard_state = hard_state
-
-    def begin_segment(self, name: str, data: bytes, identity: WalIdentity) -> int:
-        """Check the header; returns the offset after it."""
-        found = _decode_record(data, 0, 0)
-        if found is None:
-            # A header is written aside and renamed when it is whole, so this is no torn write.
-            raise DamagedLog(f"the log is damaged: {name} has no readable header at offset 0")
-        previous, payload = found
+    def _make_segment(self, name: str, header: bytes, size_bytes: int) -> DiskFile:
+        """A segment that is durable, whole, and open behind its header."""
+        aside = name + ASIDE_SUFFIX
+        if aside in self._disk.names():
+            self._disk.remove(aside)  # of a process that did not get further
+        file = self._disk.open(aside, create=True)
         try:
-            header = _decode_header(payload)
-        except msgspec.MsgspecError as error:
-            raise DamagedLog(f"the log is damaged: the header of {name} at offset 0 makes no sense") from error
-        if header.format_version != FORMAT_VERSION:
-            raise SettingsError(f"{name} has format {header.format_version}; this version reads {FORMAT_VERSION} only")
-        if (header.cluster_id, header.member) != (identity.cluster_id, identity.member):
-            raise SettingsError(
-                f"this data folder belongs to member {header.member!r} of cluster {header.cluster_id!r}, and this "
-                f"process is member {identity.member!r} of cluster {identity.cluster_id!r}: choose another folder"
-            )
-        expected = self.sequence + 1
-        if header.sequence != expected or name != segment_name(expected):
-            raise DamagedLog(f"the log is damaged: {segment_name(expected)} is missing, {name} comes in its place")
-        if previous != self.checksum:
-            raise DamagedLog(f"the log is damaged: {name} at offset 0 does not continue the segment before it")
-        self.sequence, self.seed = header.sequence, header.seed
-        self.checksum = _checksum(payload, previous, 0)
-        self.holds_batches = False
-        return _PREFIX.size + len(payload)
-
-    def read_record(self, name: str, data: bytes, offset: int) -> int | None:
-        """Take in the record at `offset`; returns where it ends, or None when there is no whole one."""
-        found = _decode_record(data, offset, self.seed)
-        if found is None:
-            return None
-        previous, payload = found
-        if previous != self.checksum:
-            raise DamagedLog(f"the log is damaged: {name} at offset {offset} does not continue the record before it")
-        try:
-            batch = _decode_batch(payload)
-        except msgspec.MsgspecError as error:
-            raise DamagedLog(f"the log is damaged: the record of {name} at offset {offset} makes no sense") from error
-        if batch.entries:
-            first_index = batch.entries[0].index
-            if not 1 <= first_index <= len(self.entries) + 1:
-                raise DamagedLog(
-                    f"the log is damaged: {name} at offset {offset} has entry {first_index} after {len(self.entries)}"
-                )
-            del self.entries[first_index - 1 :]
-            self.entries += batch.entries
-        if batch.hard_state is not None:
-            self.hard_state = batch.hard_state
-        self.holds_batches = True
-        self.checksum = _checksum(payload, previous, self.seed)
-        return offset + _PREFIX.size + len(payload)
+            file.preallocate(size_bytes)
+            file.append(header)
+        except BaseException:
+            with contextlib.suppress(DiskFailed):  # the room is needed, but why there is none is what matters
+                self._disk.remove(aside)
+            raise
+        finally:
+            file.close()
+        self._disk.publish(aside, name)
+        file = self._disk.open(name, create=False)
+        file.continue_at(len(header))
+        return file
 
 
 def open_wal(
     disk: Disk,
     identity: WalIdentity,
     random_below: RandomBelow,
-    segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    segment_bytes_max: int,
+    bootstrap: Membership,
     applied_index: int = 0,
 ) -> tuple[Wal, Recovered]:
-    """Open the log in `disk`'s folder, or begin one. It must reach `applied_index`, up to which the state machine has
-    applied it. Raises DamagedLog, or SettingsError for somebody else's; both name the folder."""
-    wal = Wal(disk, identity, random_below, segment_bytes_max)
-    try:
-        return wal, wal.recover(applied_index)
-    except DamagedLog as error:
-        wal.close()
-        way_out = "put this member's whole data folder back from a copy that was made while it did not run"
-        raise DamagedLog(f"{disk.folder}: {error.detail}: {way_out}") from error
-    except SettingsError as error:
-        wal.close()
-        raise SettingsError(f"{disk.folder}: {error.detail}") from error
-    except BaseException:
-        wal.close()
-        raise
-
-
-def segment_name(sequence: int) -> str:
-    return f"wal-{sequence:016d}.log"
+    """Open the log in `disk`'s folder, or begin one with the configuration `bootstrap`, which is that of a new cluster,
+    or empty for a member that joins one. A log that is there must reach `applied_index`, up to which the state machine
+    has applied it. Raises DamagedLog, or SettingsError for somebody else's; both name the folder."""
+    with _naming(disk.folder):
+        names = [name for name in disk.names() if fnmatch(name, _SEGMENT_PATTERN)]
+        if not names:
+            _require_nothing_beside(disk, applied_index)
+            base = SnapshotMeta(membership=bootstrap)
+            wal = Wal(disk, identity, random_below, segment_bytes_max, LogEnd(base), LogExtent(base.index))
+            wal.begin()
+            return wal, Recovered(HardState(), base, [], cut_bytes=0)
+        replay = Replay(disk, identity, names, segment_bytes_max)
+        replay.require_reaching(applied_index)
+        # Up to here nothing was changed: a log that is refused stays as it is.
+        wal = Wal(disk, identity, random_below, segment_bytes_max, replay.end, replay.extent)
+        try:
+            wal.go_on(replay.left_over, replay.torn_bytes)
+        except BaseException:
+            wal.close()
+            raise
+        return wal, replay.recovered()
 
 
 def holds_log(folder: Path) -> bool:
@@ -285,41 +279,22 @@ def holds_log(folder: Path) -> bool:
     return any(folder.glob(_SEGMENT_PATTERN))
 
 
-def _too_short(names: Sequence[str], last_index: int, applied_index: int, offset: int, torn_bytes: int) -> str:
-    if not names:
-        return f"there is no log, but the state beside it has applied {applied_index} entries of one"
-    torn = f"; {torn_bytes} bytes after it cannot be read" if torn_bytes else ""
-    return (
-        f"the log is damaged: it ends at entry {last_index}, {names[-1]} at offset {offset}{torn}, but the state "
-        f"beside it has applied {applied_index}. Entries that were acknowledged are missing"
-    )
+def _require_nothing_beside(disk: Disk, applied_index: int) -> None:
+    """A log is never begun anew beside what an older one has led to: the member would have forgotten its votes."""
+    if applied_index > 0:
+        raise DamagedLog(f"there is no log, but the state beside it has applied {applied_index} entries of one")
+    snapshots = [name for name in disk.names() if fnmatch(name, _SNAPSHOT_PATTERN)]
+    if snapshots:
+        raise DamagedLog(f"there is no log, but there is {snapshots[-1]} beside it")
 
 
-def _checksum(payload: bytes, previous: int, seed: int) -> int:
-    return zlib.crc32(payload, zlib.crc32(_SUMMED.pack(len(payload), previous), seed))
-
-
-def _encode_record(payload: bytes, previous: int, seed: int) -> tuple[bytes, int]:
-    checksum = _checksum(payload, previous, seed)
-    return _PREFIX.pack(_MAGIC, len(payload), previous, checksum) + payload, checksum
-
-
-def _decode_record(data: bytes, offset: int, seed: int) -> tuple[int, bytes] | None:
-    """The previous checksum and the payload of the record at `offset`, or None when it is not whole."""
-    if offset + _PREFIX.size > len(data):
-        return None
-    magic, length, previous, checksum = _PREFIX.unpack_from(data, offset)
-    begin = offset + _PREFIX.size
-    if magic != _MAGIC or begin + length > len(data):
-        return None
-    payload = data[begin : begin + length]
-    return (previous, payload) if _checksum(payload, previous, seed) == checksum else None
-
-
-def _find_record(data: bytes, offset: int, seed: int) -> int | None:
-    """Where the next whole record begins."""
-    while (offset := data.find(_MAGIC, offset)) >= 0:
-        if _decode_record(data, offset, seed) is not None:
-            return offset
-        offset += 1
-    return None
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Puts the folder, and the way out, into errors."""
+    try:
+        yield
+    except DamagedLog as error:
+        way_out = "put this member's whole data folder back from a copy that was made while it did not run"
+        raise DamagedLog(f"{folder}: {error.detail}: {way_out}") from error
+    except SettingsError as error:
+        raise SettingsError(f"{folder}: {error.detail}") from error
