@@ -46,7 +46,7 @@ LABEL org.opencontainers.image.title="Quorate" \
 # Volumes that are mounted here for the first time take owner and mode from these folders.
 RUN groupadd --gid 10001 quorate \
     && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin quorate \
-    && install -d -o 10001 -g 10001 -m 0700 /data /cluster
+    && install -d -o 10001 -g 10001 -m 0700 /data /cluster /begun
 COPY --from=build /opt/quorate /opt/quorate
 # Some images of Python come without the bytecode of its own library; what our processes import of it is compiled here.
 RUN /opt/quorate/bin/python -P -c 'import quorate_node.bootstrap, quorate_gateway.bootstrap, quorate_order.bootstrap, \

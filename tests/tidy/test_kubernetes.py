@@ -29,7 +29,7 @@ from quorate_core.settings import HostPort, ProcessSettings
 from quorate_gateway.settings import GatewaySettings
 from quorate_inventory.migrate import MigrateSettings as InventoryMigrateSettings
 from quorate_inventory.settings import InventoryProcessSettings
-from quorate_node.settings import Members, NodeSettings
+from quorate_node.settings import ClusterState, Members, NodeSettings
 from quorate_order.migrate import MigrateSettings as OrderMigrateSettings
 from quorate_order.settings import OrderProcessSettings
 from support.repository import ROOT
@@ -290,6 +290,48 @@ def test_each_process_takes_its_settings_in_every_pod(
                 assert address is None or address.port in ports_of(each.workload).values(), f"{each.name}: {field}"
             if each.serves:
                 assert getattr(settings, "token_file", None), f"{each.name} is open to all"
+
+
+def test_a_node_takes_the_name_of_the_member_at_its_own_address(
+    manifests: Manifests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a pod can become a new member, under a new name: the old one's is never used again."""
+    nodes = manifests.get("StatefulSet", "quorate-node")
+    assert [node_settings(manifests, pod, monkeypatch).name for pod in pods_of(nodes)] == pods_of(nodes)
+    renamed = "quorate-node-1=quorate-node-1.quorate-nodes:7501,quorate-node-2b=quorate-node-2.quorate-nodes:7501"
+    changes = {"QUORATE_NODE_MEMBERS": renamed}
+    assert node_settings(manifests, "quorate-node-2", monkeypatch, changes).name == "quorate-node-2b"
+
+
+def test_after_the_first_start_an_overlay_says_that_an_empty_claim_is_a_loss(
+    manifests: Manifests, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the lines that the example has in a comment."""
+    assert node_settings(manifests, "quorate-node-0", monkeypatch).cluster_state is ClusterState.NEW
+    overlay = shutil.copytree(tree, tmp_path / "k8s") / "overlays" / "example"
+    text = (overlay / "kustomization.yaml").read_text()
+    lines, count = re.subn(r"^# (configMapGenerator:|  .*)$", r"\1", text, flags=re.MULTILINE)
+    assert count == 5
+    (overlay / "kustomization.yaml").write_text(lines)
+    built = build(overlay)
+    assert built.returncode == 0, built.stderr
+    later = Manifests(list(yaml.safe_load_all(built.stdout)))
+    assert node_settings(later, "quorate-node-0", monkeypatch).cluster_state is ClusterState.EXISTING
+
+
+def node_settings(
+    manifests: Manifests, pod: str, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str] | None = None
+) -> NodeSettings:
+    """As a node's process would read them in this pod; its files are not read."""
+    node = next(each for each in manifests.containers if each.module == "quorate_node")
+    variables = node.environment(manifests, pod) | (changes or {})
+    with monkeypatch.context() as patched:
+        for name in [name for name in os.environ if name.startswith("QUORATE_")]:
+            patched.delenv(name)
+        for name, value in variables.items():
+            if not name.endswith("CLUSTER_ID_FILE"):
+                patched.setenv(name, value)
+        return NodeSettings.from_command_line(pod, ["--cluster-id", "c-1"])
 
 
 def mounted(container: Container, manifests: Manifests, folder: Path) -> Path:

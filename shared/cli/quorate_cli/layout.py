@@ -33,6 +33,8 @@ class Cluster:
     nodes: int
     begun_nodes: tuple[str, ...] = ()
     """Nodes that have been ready once: what they acknowledged is in their folders, and they do not start without it."""
+    removed_nodes: tuple[str, ...] = ()
+    """Nodes that the cluster has removed. They are never started again, and their folders may be gone."""
     has_documents: bool = False
     """The default documents were published. One that is missing since then was deleted on purpose."""
 
@@ -113,7 +115,8 @@ def open_cluster(layout: Layout, nodes: int | None) -> tuple[Cluster, bool]:
     if nodes is not None and nodes != cluster.nodes:
         raise Conflict(
             f"the data in {layout.root} is that of a cluster of {cluster.nodes} node(s), not of {nodes}. "
-            f"Start it with --nodes {cluster.nodes}, or remove the data first: quorate reset"
+            f"Start it with --nodes {cluster.nodes}, or remove the data first: quorate reset. A member more or less, "
+            "while it runs: quorate cluster add, quorate cluster remove"
         )
     load_or_create_secret(layout.secret_file)
     load_or_create_secret(layout.token_file)
@@ -134,7 +137,8 @@ def _read_cluster(path: Path) -> Cluster:
     try:
         found = json.loads(path.read_text())
         begun = tuple(str(name) for name in found.get("begun_nodes", ()))
-        return Cluster(str(found["cluster_id"]), int(found["nodes"]), begun, bool(found.get("has_documents")))
+        removed = tuple(str(name) for name in found.get("removed_nodes", ()))
+        return Cluster(str(found["cluster_id"]), int(found["nodes"]), begun, removed, bool(found.get("has_documents")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidContent(
             f"{path} cannot be understood ({error}). It names the cluster that the data belongs to: "

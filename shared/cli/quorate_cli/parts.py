@@ -14,6 +14,8 @@ NAMESPACE = "default"
 FIRST_STOCK = "widget=1000,gadget=500"
 NODE_COUNTS = (1, 3, 5)
 INSTANCES_MAX = 9
+REMOVED_MARK = "removed"
+"""A node that was removed from its cluster leaves this file in its data folder (`quorate_node.memory`)."""
 
 
 class PartKind(StrEnum):
@@ -35,6 +37,7 @@ class Part:
     """One process. `address` is where its HTTP is, bound by `address_flag`; `health_address` answers /readyz.
 
     `may_move`: it is found through the registry, so that when its port is taken it may come back on another.
+    `retired_mark`: a file that it writes before it ends for good, since there is no use for it any more.
     """
 
     name: str
@@ -44,6 +47,11 @@ class Part:
     address: HostPort
     health_address: HostPort
     may_move: bool = False
+    retired_mark: Path | None = None
+
+    @property
+    def is_retired(self) -> bool:
+        return self.retired_mark is not None and self.retired_mark.exists()
 
     @property
     def url(self) -> str:
@@ -107,7 +115,9 @@ class Platform:
 
 def plan_platform(layout: Layout, cluster: Cluster, ports: Ports, orders: int, inventories: int) -> Platform:
     """Every part with its command line. `ports.services` has one port for each order and inventory instance."""
-    nodes = tuple(_node(layout, cluster, ports, at) for at in range(cluster.nodes))
+    nodes = tuple(
+        _node(layout, cluster, ports, at) for at in range(cluster.nodes) if node_name(at) not in cluster.removed_nodes
+    )
     common = ("--endpoints", ",".join(node.url for node in nodes), "--token-file", str(layout.token_file),
               "--namespace", NAMESPACE)  # fmt: skip
     admin = _at(ports.admin)
@@ -136,9 +146,21 @@ def service_data_dir(layout: Layout, kind: PartKind) -> Path:
     return layout.data_dir / kind.value
 
 
+def removed_mark(layout: Layout, node: str) -> Path:
+    return layout.data_dir / node / REMOVED_MARK
+
+
+def node_name(at: int) -> str:
+    return f"node-{at + 1}"
+
+
 def _node(layout: Layout, cluster: Cluster, ports: Ports, at: int) -> Part:
-    name = f"node-{at + 1}"
-    members = ",".join(f"node-{number}={_at(port)}" for number, port in enumerate(ports.peers, 1))
+    name = node_name(at)
+    members = ",".join(
+        f"{node_name(each)}={_at(port)}"
+        for each, port in enumerate(ports.peers)
+        if node_name(each) not in cluster.removed_nodes
+    )
     address = _at(ports.http[at])
     return Part(
         name=name, kind=PartKind.NODE, address_flag="--http", address=address, health_address=address,
@@ -147,6 +169,7 @@ def _node(layout: Layout, cluster: Cluster, ports: Ports, at: int) -> Part:
             "--members", members, "--cluster-id", cluster.cluster_id,
             "--cluster-secret-file", str(layout.secret_file), "--token-file", str(layout.token_file),
         ),
+        retired_mark=removed_mark(layout, name),
     )  # fmt: skip
 
 

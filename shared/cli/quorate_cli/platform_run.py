@@ -25,7 +25,7 @@ from quorate_cli.layout import Cluster, Layout, write_cluster
 from quorate_cli.parts import SERVICE_KINDS, Part, PartKind, Platform, migration_command, service_data_dir
 from quorate_cli.readiness import Readiness
 from quorate_cli.run_state import PartRun, RunState, start_ticks_of, write_run_state
-from quorate_cli.supervision import describe_exit
+from quorate_cli.supervision import PartState, describe_exit
 from quorate_cli.supervisor import Supervisor
 
 START_TIMEOUT_S = 60.0
@@ -148,7 +148,7 @@ class PlatformRun:
     @property
     def missing(self) -> list[str]:
         """The parts that were never ready so far; the supervisor goes on trying to start them."""
-        return [part.name for part in self._platform.all if not self._was_ready(part)]
+        return [part.name for part in self._platform.all if not self._was_ready(part) and not self._is_retired(part)]
 
     @property
     def _majority(self) -> int:
@@ -157,6 +157,10 @@ class PlatformRun:
     def _was_ready(self, part: Part) -> bool:
         status = self.supervisor.statuses.get(part.name)
         return status is not None and status.ever_ready
+
+    def _is_retired(self, part: Part) -> bool:
+        status = self.supervisor.statuses.get(part.name)
+        return status is not None and status.state is PartState.RETIRED
 
     def _has_enough(self) -> bool:
         """Whether the platform can do its work with what has been ready."""
@@ -186,7 +190,8 @@ class PlatformRun:
         if group.spare == 0:
             raise StartFailed(failure if group.size == 1 else f"no {group.what} can start: {failure}", part.name)
         group.spare -= 1
-        self._progress(f"going on without {part.name}, which is tried again and again")
+        is_for_good = status.state is PartState.RETIRED
+        self._progress(f"going on without {part.name}" + ("" if is_for_good else ", which is tried again and again"))
 
     async def _start_service(self, kind: PartKind) -> None:
         parts = [part for part in self._platform.services if part.kind is kind]
@@ -218,17 +223,18 @@ class PlatformRun:
         return StartFailed(f"not ready {waited}: {', '.join(late)}", late[0])
 
     def _on_change(self) -> None:
-        self._record_begun_nodes()
+        self._record_nodes()
         self._write_state()
 
-    def _record_begun_nodes(self) -> None:
-        """From the moment at which a node is part of the cluster, it must not start with an empty log again."""
-        begun = tuple(
-            node.name for node in self._platform.nodes
-            if node.name in self._cluster.begun_nodes or self._was_ready(node)
-        )  # fmt: skip
-        if begun != self._cluster.begun_nodes:
-            self._record(replace(self._cluster, begun_nodes=begun))
+    def _record_nodes(self) -> None:
+        """From the moment at which a node is part of the cluster, it must not start with an empty log again; once it
+        was removed from it, it must not start at all, and its folder may go."""
+        cluster, nodes = self._cluster, self._platform.nodes
+        begun = [*cluster.begun_nodes, *(node.name for node in nodes if self._was_ready(node))]
+        removed = [*cluster.removed_nodes, *(node.name for node in nodes if self._is_retired(node))]
+        now = replace(cluster, begun_nodes=tuple(sorted(set(begun))), removed_nodes=tuple(sorted(set(removed))))
+        if now != cluster:
+            self._record(now)
 
     def _record(self, cluster: Cluster) -> None:
         try:

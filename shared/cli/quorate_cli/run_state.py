@@ -10,11 +10,11 @@ Its shape is a contract, for scripts too (all times are RFC 3339, UTC):
                           "reason": ""}, …}}
 
 `state` is "ready" from the moment at which the table of parts is printed. A part's `pid` is 0 while it has no
-process; its `state` is one of `quorate_cli.supervision.PartState`; its `reason`, the last words of one that has failed
-and is not back. The file is removed at a clean end; after a kill
-it stays, which is why a pid counts only together with `start_ticks`, the kernel's start time of the process
-(None where the system does not tell it). The parts' logs lie in the folder that the file describes: in a copy of that
-folder the file names processes that are not the copy's own, and there it counts for nothing.
+process; its `state` is one of `quorate_cli.supervision.PartState`, "removed" for a node that the cluster has removed
+and that is not started again; its `reason`, the last words of one that has failed and is not back. The file is removed
+at a clean end; after a kill it stays, which is why a pid counts only together with `start_ticks`, the kernel's start
+time of the process (None where the system does not tell it). The parts' logs lie in the folder that the file describes:
+in a copy of that folder the file names processes that are not the copy's own, and there it counts for nothing.
 """
 
 import os

@@ -5,6 +5,7 @@ States and transitions:
     WAITING ──spawned──> STARTING ──became_ready──> READY
     STARTING, READY ──exited──> BACKING_OFF, with the delay until it is spawned again
     BACKING_OFF ──spawned──> STARTING
+    STARTING, READY ──retired──> RETIRED: it said that it is never to be started again
     STARTING, READY ──stop_asked──> STOPPING ──exited──> STOPPED
     WAITING, BACKING_OFF ──stop_asked──> STOPPED
 
@@ -39,6 +40,8 @@ class PartState(StrEnum):
     BACKING_OFF = "backing-off"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    RETIRED = "removed"
+    """Only members of the cluster are retired, by being removed from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,12 @@ def exited(status: PartStatus, code: int, now_s: float) -> tuple[PartStatus, flo
     longest_s = PROVEN_BACKOFF_S_MAX if status.ever_ready else BACKOFF_S_MAX
     delay_s = SETTINGS_RETRY_S if code == EXIT_SETTINGS else backoff_s(exits_before, longest_s)
     return replace(gone, state=PartState.BACKING_OFF, exits_in_a_row=exits_before + 1), delay_s
+
+
+def retired(status: PartStatus, code: int) -> PartStatus:
+    """The part's process has ended with `code`, and for good."""
+    _expect(status, "retired", PartState.STARTING, PartState.READY, PartState.STOPPING)
+    return replace(status, state=PartState.RETIRED, pid=0, last_exit_code=code)
 
 
 def stop_asked(status: PartStatus) -> PartStatus:

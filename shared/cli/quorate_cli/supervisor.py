@@ -26,6 +26,7 @@ from quorate_cli.supervision import (
     became_ready,
     describe_exit,
     exited,
+    retired,
     spawned,
     stop_asked,
 )
@@ -139,6 +140,9 @@ class Supervisor:
             code = await self._run(name)
             if code is None:
                 return
+            if code == EXIT_SETTINGS and self.parts[name].is_retired:
+                self._retire(name, code)
+                return
             status, delay_s = exited(self.statuses[name], code, self._clock.monotonic_s())
             said = self._last_words(name, code) if delay_s is not None else []
             is_known = code == EXIT_SETTINGS and said[-1:] == [self.reasons.get(name)]
@@ -155,6 +159,14 @@ class Supervisor:
                 async with asyncio.timeout(delay_s):
                     await self._stop_asked[name].wait()
             await asyncio.to_thread(part_logs.bound_size, self._layout.log_file(name))
+
+    def _retire(self, name: str, code: int) -> None:
+        said = self._last_words(name, code)
+        self.reasons[name] = said[-1] if said else "it was removed from the cluster"
+        self._set(name, retired(self.statuses[name], code))
+        self._announce(f"{name} was removed from the cluster, and is not started again")
+        for line in said[-1:]:
+            self._announce(f"  {name} | {line}")
 
     async def _run(self, name: str) -> int | None:
         """Spawn once and wait for the end; the exit code, or None when it was to stop before it had been spawned."""
@@ -242,4 +254,5 @@ class Supervisor:
 
 
 def _is_settled(status: PartStatus) -> bool:
-    return status.ever_ready or status.has_failed_to_start or status.state is PartState.STOPPED
+    is_over = status.state in (PartState.STOPPED, PartState.RETIRED)
+    return status.ever_ready or status.has_failed_to_start or is_over

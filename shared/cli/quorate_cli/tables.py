@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from quorate_sdk.wire import ClusterStatus, ConfigMetadata, Instance, NodeReport, ServiceSummary
+from quorate_sdk.wire import (
+    ClusterMember,
+    ClusterStatus,
+    ConfigMetadata,
+    Instance,
+    MemberList,
+    NodeReport,
+    ServiceSummary,
+)
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +26,7 @@ _STATE_STYLE = {
     "starting": "yellow",
     "STARTING": "yellow",
     "backing-off": _BAD,
+    "removed": _QUIET,
     "DOWN": _BAD,
     "closed": _GOOD,
     "half-open": "yellow",
@@ -82,11 +91,26 @@ def _node_row(report: NodeReport) -> list[str | Text]:
     node = report.status
     if node is None:
         return [report.name, report.url or "-", Text(report.error or "no answer", style=_BAD), *["-"] * 7]
-    role = Text(node.role, style=_GOOD if node.role == "leader" else "")
+    shown_role = "learner" if node.name in node.learners else node.role
+    role = Text(shown_role, style=_GOOD if node.role == "leader" else "")
     connected = ", ".join(node.connected) or "-"
     numbers = [node.term, node.commit_index, node.applied_index, node.revision]
     return [report.name, report.url, role, *map(str, numbers), readable_bytes(node.store_bytes),
             readable_duration(node.uptime_s), connected]  # fmt: skip
+
+
+def members_table(found: MemberList) -> Table:
+    table = _table("member", "role", "peers reach it at", "reachable", "has", "lacks", "HTTP", right=("has", "lacks"))
+    for member in found.members:
+        _add(table, *_member_row(member))
+    return table
+
+
+def _member_row(member: ClusterMember) -> list[str | Text]:
+    role = Text("leader", style=_GOOD) if member.is_leader else Text(printable(member.role))
+    reachable = {True: Text("yes"), False: Text("no", style=_BAD), None: Text("?")}[member.is_reachable]
+    has, lacks = ("?" if count is None else str(count) for count in (member.match_index, member.lag_entries))
+    return [member.name, role, member.peer or "-", reachable, has, lacks, member.url or "-"]
 
 
 def documents_table(documents: Sequence[ConfigMetadata]) -> Table:

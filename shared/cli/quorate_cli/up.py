@@ -71,6 +71,8 @@ def up(
         _wait_for_leftovers(layout)
         cluster, is_first = layouts.open_cluster(layout, nodes)
         typer.echo(f"Starting the platform; its data is in {layout.root}" + (" (first start)" if is_first else ""))
+        if cluster.removed_nodes:
+            typer.echo(f"Not started, since the cluster has removed it: {', '.join(cluster.removed_nodes)}")
         chosen = _choose_ports(
             cluster.nodes, orders + inventories, ports, (http_port, peer_port, gateway_port, admin_port)
         )

@@ -9,13 +9,13 @@ import structlog
 from fastapi import FastAPI
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import SystemClock
-from quorate_core.errors import QuorateError, SettingsError
+from quorate_core.errors import QuorateError
 from quorate_core.metrics import measure_loop_pauses
 from quorate_core.process import Stop, tame_garbage_collector
 from quorate_core.secrets import load_secret
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.tasks import TaskOwner
-from quorate_raft import DriverConfig, FileDisk, RaftDriver, TcpConfig, TcpNetwork, holds_log
+from quorate_raft import DriverConfig, FileDisk, MemberRemoved, Membership, RaftDriver, TcpConfig, TcpNetwork
 from quorate_store.apps import App, AppContext, FleetNode
 from quorate_store.raft_engine import RaftStore
 from quorate_store.state import StateMachine
@@ -24,11 +24,12 @@ from quorate_store.v3 import mount_v3
 from quorate_node.apps import find_apps
 from quorate_node.cluster import ClusterApi
 from quorate_node.fleet import FleetMembership, StoreFleet
+from quorate_node.members import Members, difference
+from quorate_node.memory import RAFT_FOLDER, note_begun, note_removed, require_memory
 from quorate_node.settings import ClusterState, NodeSettings
 
 BODY_BYTES_MAX = 3 * 1024 * 1024
 """The store's 1.5 MiB as the v3 API carries them: in base64, inside JSON."""
-RAFT_FOLDER = "raft"
 STATE_FOLDER = "state"
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,19 @@ async def run_node(settings: NodeSettings, stop: Stop) -> None:
     """Run one node until `stop` is requested, then drain it.
 
     What is entered first is left last: the HTTP server and its streams end first, then the apps, the store, Raft
-    (which hands its leadership over), and the files. Raises SettingsError for what keeps it from starting.
+    (which hands its leadership over), and the files. Raises SettingsError for what keeps it from starting, and
+    MemberRemoved, of that family, when it is no member of the cluster any more.
     """
+    require_memory(settings)
+    try:
+        await _run_until_stopped(settings, stop)
+        if isinstance(stop.failure, MemberRemoved):
+            raise stop.failure
+    except MemberRemoved as removal:
+        raise note_removed(settings, removal) from removal
+
+
+async def _run_until_stopped(settings: NodeSettings, stop: Stop) -> None:
     secret = load_secret(settings.cluster_secret_file)
     token = None if settings.token_file is None else load_secret(settings.token_file)
     apps = find_apps(settings.apps)
@@ -55,7 +67,6 @@ async def run_node(settings: NodeSettings, stop: Stop) -> None:
 async def _start_store(
     settings: NodeSettings, secret: str, stop: Stop, stack: AsyncExitStack
 ) -> tuple[RaftDriver, RaftStore]:
-    _require_memory(settings)
     disk = stack.enter_context(FileDisk(settings.data_dir / RAFT_FOLDER))
     machine = StateMachine(settings.data_dir / STATE_FOLDER)
     stack.callback(machine.close)
@@ -64,28 +75,32 @@ async def _start_store(
     tasks = await stack.enter_async_context(TaskOwner("store", stop.fail))
     clock = SystemClock()
     network = TcpNetwork(TcpConfig(settings.name, settings.cluster_id, secret, settings.members), listener, tasks)
-    config = DriverConfig(settings.name, tuple(settings.members), settings.cluster_id)
+    config = DriverConfig(settings.name, _first_membership(settings), settings.cluster_id)
     driver = RaftDriver(config, disk, network, clock, machine, tasks)
     store = RaftStore(driver, machine, clock, tasks)
     stack.push_async_callback(driver.close)
     await driver.start()
+    note_begun(settings)
+    _tell_of_membership(settings, driver.status().membership)
     stack.push_async_callback(store.close)
     await store.start()
     return driver, store
 
 
-def _require_memory(settings: NodeSettings) -> None:
-    """Raises SettingsError, before anything is written, when a member of a cluster that exists has lost its log.
+def _first_membership(settings: NodeSettings) -> Membership:
+    """What a member without a log takes to be the cluster; one that is to join knows nothing of it yet."""
+    if settings.cluster_state is ClusterState.JOIN:
+        return Membership()
+    return Membership.of_voters({name: str(address) for name, address in settings.members.items()})
 
-    With an empty log it could vote for members that lack what it once helped to commit: two such make a majority.
-    """
-    folder = settings.data_dir / RAFT_FOLDER
-    if settings.cluster_state is ClusterState.EXISTING and not holds_log(folder):
-        raise SettingsError(
-            f"{folder} holds no log, but {settings.name} has been a member of this cluster (--cluster-state existing): "
-            "a member that has forgotten what it acknowledged must not vote. Put its data folder back from a copy; "
-            "when all members have lost theirs, begin a new cluster: quorate reset"
-        )
+
+def _tell_of_membership(settings: NodeSettings, membership: Membership) -> None:
+    if membership.is_empty:
+        log.info("waiting_to_be_added", name=settings.name, peer=str(settings.members[settings.name]))
+        return
+    found = difference([(name, str(address)) for name, address in settings.members.items()], membership)
+    if found:
+        log.warning("members_differ", difference=found, advice="the log counts; bring --members up to date")
 
 
 async def _start_surface(
@@ -114,7 +129,7 @@ async def _start_surface(
     for app in apps:
         await app.start(context)
         stack.push_async_callback(app.stop)
-    _mount(api, settings, own, apps, context)
+    _mount(api, settings, own, apps, context, driver)
     tasks.start(measure_loop_pauses(), "loop-pauses")
     membership = FleetMembership(store, own)
     membership.join(tasks)
@@ -129,11 +144,19 @@ async def _start_surface(
     )  # fmt: skip
 
 
-def _mount(api: FastAPI, settings: NodeSettings, own: FleetNode, apps: Sequence[App], context: AppContext) -> None:
+def _mount(
+    api: FastAPI,
+    settings: NodeSettings,
+    own: FleetNode,
+    apps: Sequence[App],
+    context: AppContext,
+    driver: RaftDriver,
+) -> None:
     names = [app.name for app in apps]
     api.get("/", tags=["node"])(_welcome(settings.name, own.url, names))
     mount_v3(api, context.store, settings.cluster_id)
-    ClusterApi(context.store, context.fleet, own.url, names, context.clock).mount(api)
+    members = Members(driver, context.fleet, settings.cluster_id)
+    ClusterApi(context.store, driver, members, context.fleet, own.url, names, context.clock).mount(api)
     for app in apps:
         app.mount(api)
 
@@ -152,11 +175,14 @@ def _welcome(name: str, url: str, apps: Sequence[str]) -> Callable[[], Any]:
 
 
 def readiness(driver: RaftDriver, apps: Sequence[App]) -> Callable[[], str | None]:
-    """Ready: the store has a leader, and every app can serve."""
+    """Ready: this member is in the cluster, the store has a leader, and every app can serve."""
 
     def why_not() -> str | None:
         try:
-            if not driver.status().leader:
+            status = driver.status()
+            if status.membership.is_empty:
+                return "this node waits to be added to the cluster: quorate cluster add NAME HOST:PORT"
+            if not status.leader:
                 return "the store has no leader"
         except QuorateError as error:
             return error.detail

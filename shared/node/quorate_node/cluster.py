@@ -1,4 +1,7 @@
-"""`/v1/cluster`: what this node is, and what all nodes say of themselves. The models are in `quorate_sdk.wire`."""
+"""`/v1/cluster`: what this node is, what all nodes say of themselves, and who is a member.
+
+The models are in `quorate_sdk.wire`; what the members' part does is in `members`.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,19 +9,41 @@ from collections.abc import Iterable, Sequence
 from fastapi import APIRouter, FastAPI
 from pydantic import ValidationError
 from quorate_core.clock import Clock
-from quorate_sdk.wire import ClusterStatus, NodeReport, NodeStatus
+from quorate_sdk.wire import (
+    AddMember,
+    ClusterStatus,
+    MemberList,
+    Name,
+    NodeReport,
+    NodeStatus,
+    Transfer,
+    Transferred,
+)
 from quorate_store.apps import Fleet, FleetAnswer
 from quorate_store.port import Store
+
+from quorate_node.members import ClusterControl, Members
 
 PREFIX = "/v1/cluster"
 STATUS_TIMEOUT_S = 1.0
 
 
 class ClusterApi:
-    """`url` is where others reach this node."""
+    """`url` is where others reach this node. The store answers for its state, `control` for consensus."""
 
-    def __init__(self, store: Store, fleet: Fleet, url: str, apps: Sequence[str], clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        control: ClusterControl,
+        members: Members,
+        fleet: Fleet,
+        url: str,
+        apps: Sequence[str],
+        clock: Clock,
+    ) -> None:
         self._store = store
+        self._control = control
+        self._members = members
         self._fleet = fleet
         self._url = url
         self._apps = list(apps)
@@ -29,16 +54,24 @@ class ClusterApi:
         router = APIRouter(prefix=PREFIX, tags=["cluster"])
         router.get("/node")(self.node)
         router.get("/status")(self.status)
+        router.get("/members")(self.members)
+        router.post("/members", status_code=201)(self.add)
+        router.post("/members/{name}/promote")(self.promote)
+        router.delete("/members/{name}")(self.remove)
+        router.post("/transfer")(self.transfer)
         api.include_router(router)
 
     async def node(self) -> NodeStatus:
         """This node alone, as it sees itself."""
-        status = await self._store.status()
+        own, log = await self._store.status(), self._control.status()
+        membership = log.membership
         return NodeStatus(
-            name=status.name, url=self._url, role=status.role, leader=status.leader, term=status.term,
-            commit_index=status.commit_index, applied_index=status.applied_index, revision=status.revision,
-            store_bytes=status.store_bytes, members=list(status.members), connected=list(status.connected),
+            name=own.name, url=self._url, role=own.role, leader=own.leader, term=own.term,
+            commit_index=own.commit_index, applied_index=own.applied_index, revision=own.revision,
+            store_bytes=own.store_bytes, members=list(membership.names), connected=list(own.connected),
             apps=self._apps, uptime_s=round(self._clock.monotonic_s() - self._started_s, 3),
+            voters=list(membership.voters), learners=list(membership.learners),
+            first_index=log.first_index, snapshot_index=log.snapshot_index,
         )  # fmt: skip
 
     async def status(self) -> ClusterStatus:
@@ -51,8 +84,28 @@ class ClusterApi:
             silent = NodeReport(name=member, url="", error="no answer: it is not among the nodes that are up")
             reports.setdefault(member, silent)
         return ClusterStatus(
-            leader=agreed_leader(own.members, reports.values()), nodes=[reports[name] for name in sorted(reports)]
+            leader=agreed_leader(own.voters, reports.values()), nodes=[reports[name] for name in sorted(reports)]
         )
+
+    async def members(self) -> MemberList:
+        """Who is a member, how far each is, and who can be reached, as the leader sees it."""
+        return await self._members.list()
+
+    async def add(self, wanted: AddMember) -> MemberList:
+        """Add a learner: it gets everything and has no vote. Start it with `--cluster-state join`."""
+        return await self._members.add(wanted)
+
+    async def promote(self, name: Name) -> MemberList:
+        """Make a learner that has caught up a voter."""
+        return await self._members.promote(name)
+
+    async def remove(self, name: Name) -> MemberList:
+        """Remove a member for good: it stops, and its name is never used again. A leader hands over first."""
+        return await self._members.remove(name)
+
+    async def transfer(self, wanted: Transfer) -> Transferred:
+        """Let another voter lead."""
+        return await self._members.transfer(wanted)
 
 
 def report_of(answer: FleetAnswer) -> NodeReport:
@@ -69,14 +122,14 @@ def report_of(answer: FleetAnswer) -> NodeReport:
     return NodeReport(name=name, url=url, status=status)
 
 
-def agreed_leader(members: Sequence[str], reports: Iterable[NodeReport]) -> str:
-    """The leader that a majority of `members` names, all in the same term; empty when there is none."""
+def agreed_leader(voters: Sequence[str], reports: Iterable[NodeReport]) -> str:
+    """The leader that a majority of `voters` names, all in the same term; empty when there is none."""
     votes = Counter(
         (report.status.term, report.status.leader)
         for report in reports
-        if report.status is not None and report.status.leader and report.name in members
+        if report.status is not None and report.status.leader and report.name in voters
     )
     for (_, leader), count in votes.items():
-        if count > len(members) // 2:
+        if count > len(voters) // 2:
             return leader
     return ""

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 from quorate_core.settings import Address, HostPort, ProcessSettings
+from quorate_raft.core.membership import LEARNERS_MAX, VOTERS_MAX
 
-MEMBERS_MAX = 9
-"""More members make every write slower and no outage less likely."""
+MEMBERS_MAX = VOTERS_MAX + LEARNERS_MAX
 
 _MEMBER_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
 _CLUSTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -34,7 +34,7 @@ class Members(dict[str, HostPort]):
                 raise ValueError(f"{name} is given twice")
             members[name] = HostPort.parse(address)
         if len(members) > MEMBERS_MAX:
-            raise ValueError(f"{len(members)} members; at most {MEMBERS_MAX} make sense")
+            raise ValueError(f"{len(members)} members; a cluster has at most {MEMBERS_MAX}")
         if len(set(members.values())) < len(members) and len(members) > 1:
             raise ValueError("two members have the same address")
         return members
@@ -51,7 +51,11 @@ MembersField = Annotated[Members, NoDecode, BeforeValidator(Members.parse), Plai
 
 
 class ClusterState(StrEnum):
+    """What an empty data folder means: that the cluster begins with this member, that the member is to join one, or
+    that its data is lost. With a log, a member goes on, whatever it is."""
+
     NEW = "new"
+    JOIN = "join"
     EXISTING = "existing"
 
 
@@ -60,6 +64,8 @@ class NodeSettings(ProcessSettings):
 
     model_config = SettingsConfigDict(env_prefix="QUORATE_NODE_")
 
+    name: str = ""
+    """This member's name; default: that of the member in `--members` whose address is `--peer-advertise`."""
     http: Address
     """Where the HTTP API listens. Bound to anything but loopback, it needs `--token-file`."""
     http_advertise: Address | None = None
@@ -69,13 +75,18 @@ class NodeSettings(ProcessSettings):
     peer_advertise: Address | None = None
     """Where the others reach this member: as `--members` says."""
     members: MembersField
-    """All voting members, this one included: name=host:port, separated by commas."""
+    """Members, this one included: name=host:port, separated by commas. The cluster begins with them; later its log
+    says who is a member, and these are only addresses, which win over those in the log."""
     cluster_id: str = ""
     """The same on all members, and never used again for another cluster."""
     cluster_id_file: Path | None = None
     """A file that has it, where it was generated; instead of `--cluster-id`."""
     cluster_state: ClusterState = ClusterState.NEW
-    """'existing' once this member has been part of the cluster: it then does not start without its log."""
+    """What to do without a log. 'new': begin the cluster together with all of `--members`. 'join': wait until the
+    cluster has added this member (quorate cluster add). 'existing': refuse to start, since this member had one."""
+    begun_file: Path | None = None
+    """Written as soon as this member has a log; while it is there, the member does not start without one. Put it where
+    it is not lost together with `--data-dir`."""
     cluster_secret_file: Path
     """The secret that proves members to each other: at least 32 random characters, readable by its owner only."""
     token_file: Path | None = None
@@ -94,6 +105,18 @@ class NodeSettings(ProcessSettings):
                 raise ValueError(f"--cluster-id-file {self.cluster_id_file}: {error.strerror}") from error
         if not _CLUSTER_ID.match(self.cluster_id):
             raise ValueError("--cluster-id takes letters, digits, '.', '_' and '-', at most 128")
+        return self
+
+    @model_validator(mode="after")
+    def _has_name(self) -> Self:
+        if self.name:
+            return self
+        if self.peer_advertise is None:
+            raise ValueError("--name is missing; or give --peer-advertise, and the member with that address is meant")
+        named = [name for name, address in self.members.items() if address == self.peer_advertise]
+        if not named:
+            raise ValueError(f"no member has the address --peer-advertise {self.peer_advertise}: {self.members}")
+        self.name = named[0]
         return self
 
     @model_validator(mode="after")

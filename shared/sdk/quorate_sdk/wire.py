@@ -33,8 +33,13 @@ Server-Sent Events, in both: `id` is the store revision, `data` is JSON.
 
 Cluster, under `/v1/cluster`:
 
-    GET /status   -> ClusterStatus: every node, and who did not answer
-    GET /node     -> NodeStatus: this node alone
+    GET    /status                  -> ClusterStatus: every node, and who did not answer
+    GET    /node                    -> NodeStatus: this node alone
+    GET    /members                 -> MemberList: who is a member, as the leader sees it
+    POST   /members                 AddMember -> MemberList (201): the new one begins as a learner
+    POST   /members/{name}/promote  -> MemberList (409 with `lag_entries` while it lacks too much)
+    DELETE /members/{name}          -> MemberList (409 when what is left alive would be no majority)
+    POST   /transfer                Transfer -> Transferred
 
 Requests with a field that the server does not know are refused; clients ignore fields and events that they do not know.
 Errors are application/problem+json (RFC 9457) with `retry`: safe, unknown or never.
@@ -293,6 +298,9 @@ class ConfigDelta(_Answer):
 
 
 class NodeStatus(_Answer):
+    """A node's own word. `members` are all of them, `voters` and `learners` by their role; `first_index` is the first
+    entry that its log still has, `snapshot_index` the last one that its newest snapshot holds the state of."""
+
     name: str
     url: str
     role: str
@@ -306,6 +314,10 @@ class NodeStatus(_Answer):
     connected: list[str]
     apps: list[str]
     uptime_s: float
+    voters: list[str] = []
+    learners: list[str] = []
+    first_index: int = 1
+    snapshot_index: int = 0
 
 
 class NodeReport(_Answer):
@@ -318,7 +330,69 @@ class NodeReport(_Answer):
 
 
 class ClusterStatus(_Answer):
-    """`leader` is empty when no majority agrees on one now."""
+    """`leader` is empty when no majority of the voters agrees on one now."""
 
     leader: str
     nodes: list[NodeReport]
+
+
+class MemberRole(StrEnum):
+    VOTER = "voter"
+    LEARNER = "learner"
+
+
+class ClusterMember(_Answer):
+    """One member. `role` is one of `MemberRole`, or of a later version's; `peer` is where the others reach it; `url`,
+    where it serves HTTP, is empty while it is not up.
+
+    `is_reachable`, `match_index` (the last entry that it surely has) and `lag_entries` (how many it lacks) are the
+    leader's knowledge; None when there is no leader to ask.
+    """
+
+    name: str
+    peer: str
+    role: str
+    is_leader: bool = False
+    url: str = ""
+    is_reachable: bool | None = None
+    match_index: int | None = None
+    lag_entries: int | None = None
+
+    @property
+    def is_voter(self) -> bool:
+        return self.role == MemberRole.VOTER
+
+
+class MemberList(_Answer):
+    """`leader` is empty when nobody who leads could be asked: then it is what the answering node knew last.
+    `removed`: names that were members, and may never be again; newest first."""
+
+    cluster_id: str
+    leader: str
+    members: list[ClusterMember]
+    removed: list[str] = []
+
+    def find(self, name: str) -> ClusterMember | None:
+        return next((member for member in self.members if member.name == name), None)
+
+    def spare_voters(self, without: str) -> int:
+        """How many voters beyond a majority can be reached once `without` is removed; below 0: no majority can."""
+        rest = [member for member in self.members if member.is_voter and member.name != without]
+        return sum(bool(member.is_reachable) for member in rest) - (len(rest) // 2 + 1)
+
+
+class AddMember(_Request):
+    """`address` is host:port, where the others will reach the new member."""
+
+    name: Name
+    address: Annotated[str, StringConstraints(max_length=260)]
+
+
+class Transfer(_Request):
+    """Who is to lead; empty: the voter that lacks least."""
+
+    to: Name | Literal[""] = ""
+
+
+class Transferred(_Answer):
+    leader: str

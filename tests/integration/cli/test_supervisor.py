@@ -46,9 +46,10 @@ class ScriptPart(Part):
     """A part whose process is a script."""
 
     script: str = ""
+    """`sys.argv[2]` is the mark by which it says that it is retired."""
 
     def command(self, python: str) -> tuple[str, ...]:
-        return (python, "-c", self.script, str(self.address))
+        return (python, "-c", self.script, str(self.address), str(self.retired_mark))
 
 
 def commands_of_children() -> str:
@@ -76,7 +77,8 @@ class Scene:
     def start(self, script: str, name: str = "node-1") -> Part:
         (port,) = free_ports(1, "127.0.0.1", random.Random())
         address = HostPort("127.0.0.1", port)
-        part = ScriptPart(name, PartKind.NODE, (), "--http", address, address, script=script)
+        mark = self.layout.data_dir / f"{name}.removed"
+        part = ScriptPart(name, PartKind.NODE, (), "--http", address, address, retired_mark=mark, script=script)
         self.supervisor.start(part)
         return part
 
@@ -113,6 +115,30 @@ async def test_a_part_that_is_killed_comes_back_and_both_are_told(scene: Scene) 
         f"node-1 is back at {part.url} (pid {second})",
     ]
     assert scene.supervisor.statuses["node-1"].restarts == 1
+
+
+async def test_a_part_that_says_that_it_was_removed_is_not_started_again_and_its_reason_stays(scene: Scene) -> None:
+    script = """
+import pathlib, sys
+print("node-1 was removed by node-2", flush=True)
+pathlib.Path(sys.argv[2]).write_text("removed")
+sys.exit(78)
+"""
+    scene.start(script)
+    status = await scene.supervisor.until_settled("node-1")
+    assert (status.state, status.spawns, status.pid) == (PartState.RETIRED, 1, 0)
+    assert scene.supervisor.reasons == {"node-1": "node-1 was removed by node-2"}
+    assert scene.announced == [
+        "node-1 was removed from the cluster, and is not started again",
+        "  node-1 | node-1 was removed by node-2",
+    ]
+    assert await scene.supervisor.stop(["node-1"], 1.0) == []
+
+
+async def test_a_crash_is_no_removal_though_the_mark_is_there(scene: Scene) -> None:
+    scene.start("import pathlib, sys; pathlib.Path(sys.argv[2]).write_text('removed'); sys.exit(3)")
+    await scene.until_backing_off()
+    assert scene.supervisor.statuses["node-1"].last_exit_code == 3
 
 
 async def test_a_part_that_keeps_failing_waits_longer_each_time(scene: Scene) -> None:

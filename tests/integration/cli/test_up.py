@@ -1,15 +1,19 @@
 """The whole platform by one command: started, killed in parts and as a whole, stopped, started again."""
 
+import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
+from quorate_cli.ports import free_ports
 
 SMALL = ("--nodes", "1", "--orders", "1", "--inventories", "1")
 ORDER = {"customer": "c-1", "lines": [{"sku": "widget", "quantity": 2}]}
@@ -166,3 +170,52 @@ async def test_another_number_of_nodes_than_the_data_has_is_refused(quorate: Any
     assert (await quorate.run("up", "--ports", "auto", "--nodes", "1"))[0] == 1
     code, _, err = await quorate.run("up", "--ports", "auto", "--nodes", "3")
     assert (code, "--nodes 1" in err) == (4, True)
+
+
+async def test_a_node_that_has_lost_its_data_is_let_be_once_it_was_removed(quorate: Any) -> None:
+    """It refuses to start, so it never hears from the others that it is no member any more."""
+    await quorate.until_ready("--nodes", "3", "--orders", "0", "--inventories", "0")
+    shutil.rmtree(quorate.root / "data" / "node-2")
+    os.kill(quorate.state["parts"]["node-2"]["pid"], signal.SIGKILL)
+    await quorate.until_said("must not vote")
+    code, _, err = await quorate.run("cluster", "remove", "node-2", "--yes")
+    assert code == 0, err
+    await quorate.until_said("node-2 was removed from the cluster, and is not started again")
+    assert quorate.state["parts"]["node-2"]["state"] == "removed"
+    assert (await quorate.run("cluster", "status"))[0] == 0
+
+
+async def test_a_node_is_replaced_by_hand_and_the_removed_one_is_shown_and_never_started_again(quorate: Any) -> None:
+    options = ("--nodes", "3", "--orders", "0", "--inventories", "0")
+    await quorate.until_ready(*options)
+    (port,) = free_ports(1, "127.0.0.1", random.Random())
+    code, out, err = await quorate.run("cluster", "add", "node-4", f"127.0.0.1:{port}")
+    assert code == 0, err
+    line = out[out.index(sys.executable) :].partition("\n\n")[0]
+    added = await asyncio.create_subprocess_exec("/bin/sh", "-c", f"exec {line}", start_new_session=True)
+    try:
+        code, out, err = await quorate.run("cluster", "promote", "node-4")
+        assert (code, out) == (0, "node-4 is a voter now.\n"), err
+        code, _, err = await quorate.run("cluster", "remove", "node-2", "--yes")
+        assert code == 0, err
+        await quorate.until_said("node-2 was removed from the cluster, and is not started again")
+        part = quorate.state["parts"]["node-2"]
+        assert (part["state"], part["pid"], part["restarts"]) == ("removed", 0, 0)
+        assert "can be deleted" in part["reason"]
+        assert [line.split()[3] for line in (await quorate.run("ps"))[1].splitlines() if "node-2" in line][:1] == [
+            "removed"
+        ]
+    finally:
+        added.terminate()
+        assert await added.wait() == 0
+    quorate.interrupt()
+    assert await quorate.ended() == 0
+
+    shutil.rmtree(quorate.root / "data" / "node-2")
+    await quorate.until_ready(*options)
+    assert "Not started, since the cluster has removed it: node-2" in quorate.said
+    assert sorted(quorate.state["parts"]) == ["gateway", "node-1", "node-3"]
+    code, out, _ = await quorate.run("cluster", "members", "--json")
+    found = json.loads(out)
+    assert (code, [member["name"] for member in found["members"]]) == (0, ["node-1", "node-3", "node-4"])
+    assert found["removed"] == ["node-2"]

@@ -169,6 +169,20 @@ def test_every_process_drains_when_it_is_stopped(deployment: Deployment) -> None
     assert {name: deployment.inspect(name)["State"]["ExitCode"] for name in PROCESSES} == dict.fromkeys(PROCESSES, 0)
 
 
+def test_a_node_whose_volume_was_lost_refuses_to_start_and_says_what_to_do(deployment: Deployment) -> None:
+    deployment.compose("rm", "--force", "node-3")
+    deployment.docker("volume", "rm", f"{deployment.project}_node-3")
+    deployment.compose("up", "-d", "--no-deps", "node-3")
+
+    def said() -> str | None:
+        text = deployment.compose("logs", "--no-color", "node-3")
+        return text if "must not vote" in text else None
+
+    text = eventually("it refuses", said, 60)
+    assert "--begun-file /begun/node-3 is there" in text
+    assert "quorate cluster remove" in text
+
+
 def test_down_leaves_nothing(deployment: Deployment) -> None:
     assert len(deployment.left_over()) > len(PROCESSES), "else this looks at the wrong thing"
     deployment.down()

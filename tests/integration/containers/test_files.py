@@ -93,6 +93,18 @@ def test_every_process_is_watched_bounded_and_started_again(name: str) -> None:
     assert data == [f"{name}:/data"], "data in a volume of its own"
 
 
+@pytest.mark.parametrize("name", ["node-1", "node-2", "node-3"])
+def test_a_node_notices_that_its_volume_was_lost_by_a_file_on_another(name: str) -> None:
+    service = SERVICES[name]
+    begun = Path(service["environment"]["QUORATE_NODE_BEGUN_FILE"])
+    assert begun.name == name
+    volumes = dict(reversed(volume.split(":")[:2]) for volume in service["volumes"])
+    assert volumes[str(begun.parent)] not in (name, "cluster"), "lost with the data, or written beside the secrets"
+    made = re.search(r"install -d -o 10001 .* (/data .*)$", DOCKERFILE, re.MULTILINE)
+    assert made is not None
+    assert str(begun.parent) in made[1].split(), "a folder of the image gives the volume its owner"
+
+
 def test_only_the_gateway_has_a_published_port_and_a_way_out() -> None:
     assert [name for name, service in SERVICES.items() if service.get("ports")] == ["gateway"]
     reachable = {name for name, service in SERVICES.items() if service.get("networks", ()) == ["platform", "edge"]}

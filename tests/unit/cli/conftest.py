@@ -1,13 +1,18 @@
 """A real HTTP server on loopback that answers by a script and remembers what it was asked."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from quorate_cli.__main__ import main
+
+Make = Callable[..., Any]
 
 
 @dataclass
@@ -103,3 +108,35 @@ def make_problem() -> Callable[..., Answer]:
 @pytest.fixture
 def make_answer() -> Callable[..., Answer]:
     return Answer
+
+
+@pytest.fixture
+def quorate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command with its arguments; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("QUORATE_ENDPOINTS", "QUORATE_ROOT", "QUORATE_PROJECT", "QUORATE_TOKEN", "QUORATE_TOKEN_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["quorate", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return code if isinstance(code, int) else 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def named(new_server: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A server with a script, named by QUORATE_ENDPOINTS."""
+
+    def make(*script: object) -> Any:
+        server = new_server(*script)
+        monkeypatch.setenv("QUORATE_ENDPOINTS", server.url)
+        return server
+
+    return make

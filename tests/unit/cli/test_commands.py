@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quorate_cli.__main__ import main
 
 Make = Callable[..., Any]
 
@@ -19,38 +18,6 @@ def metadata(version: int = 3, **changes: object) -> dict[str, object]:
         "format": "yaml", "deleted": False, "author": "ada", "comment": "why", "changed_at": "2031-05-01T10:00:00Z",
         "sha256": hashlib.sha256(b"x").hexdigest(), **changes,
     }  # fmt: skip
-
-
-@pytest.fixture
-def quorate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command with its arguments; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    for variable in ("QUORATE_ENDPOINTS", "QUORATE_ROOT", "QUORATE_PROJECT", "QUORATE_TOKEN", "QUORATE_TOKEN_FILE"):
-        monkeypatch.delenv(variable, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quorate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        return code if isinstance(code, int) else 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def named(new_server: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A server with a script, named by QUORATE_ENDPOINTS."""
-
-    def make(*script: object) -> Any:
-        server = new_server(*script)
-        monkeypatch.setenv("QUORATE_ENDPOINTS", server.url)
-        return server
-
-    return make
 
 
 def test_every_command_explains_itself(quorate: Make) -> None:

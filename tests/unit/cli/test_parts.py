@@ -1,10 +1,12 @@
 """What `quorate up` would start."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from quorate_cli.layout import Cluster, Layout
-from quorate_cli.parts import Part, PartKind, Platform, Ports, migration_command, plan_platform
+from quorate_cli.parts import REMOVED_MARK, Part, PartKind, Platform, Ports, migration_command, plan_platform
+from quorate_node import memory
 
 LAYOUT = Layout(Path("/srv/shop"))
 PORTS = Ports((8501, 8502, 8503), (7501, 7502, 7503), 8080, 8090, (20001, 20002, 20003))
@@ -35,6 +37,26 @@ def test_every_node_is_told_all_members_and_its_own_place_among_them(platform: P
         assert f"{options['--name']}={options['--peer']}" in members
         assert options["--peer"] == f"127.0.0.1:{port}"
         assert options["--cluster-id"] == "c-1"
+
+
+def test_a_node_that_the_cluster_has_removed_is_neither_started_nor_named_to_anybody() -> None:
+    cluster = Cluster("c-1", 3, begun_nodes=("node-1", "node-2", "node-3"), removed_nodes=("node-2",))
+    platform = plan_platform(LAYOUT, cluster, PORTS, orders=1, inventories=2)
+    assert [node.name for node in platform.nodes] == ["node-1", "node-3"]
+    assert platform.endpoints == ["http://127.0.0.1:8501", "http://127.0.0.1:8503"]
+    assert {options_of(node)["--members"] for node in platform.nodes} == {"node-1=127.0.0.1:7501,node-3=127.0.0.1:7503"}
+    assert options_of(platform.gateway)["--endpoints"] == "http://127.0.0.1:8501,http://127.0.0.1:8503"
+
+
+def test_a_nodes_mark_of_removal_is_where_the_node_leaves_it(platform: Platform, tmp_path: Path) -> None:
+    assert REMOVED_MARK == memory.REMOVED_MARK
+    node = platform.nodes[1]
+    assert node.retired_mark == Path(options_of(node)["--data-dir"]) / memory.REMOVED_MARK
+    marked = replace(node, retired_mark=tmp_path / "removed")
+    assert not marked.is_retired
+    (tmp_path / "removed").write_text("node-2 was removed")
+    assert marked.is_retired
+    assert not platform.gateway.is_retired
 
 
 def test_no_two_parts_listen_on_one_port_and_no_two_nodes_share_a_folder(platform: Platform) -> None:

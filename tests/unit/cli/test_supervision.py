@@ -15,6 +15,7 @@ from quorate_cli.supervision import (
     became_ready,
     describe_exit,
     exited,
+    retired,
     spawned,
     stop_asked,
 )
@@ -71,6 +72,16 @@ def test_a_part_that_was_to_stop_is_not_spawned_again() -> None:
     assert stopping.state is PartState.STOPPING
     status, delay_s = exited(stopping, code=0, now_s=1.0)
     assert (status.state, delay_s) == (PartState.STOPPED, None)
+
+
+def test_a_part_that_is_of_no_use_any_more_has_ended_for_good() -> None:
+    gone = retired(became_ready(spawned(PartStatus(), 1, 0.0)), EXIT_SETTINGS)
+    assert (gone.state, gone.pid, gone.last_exit_code) == (PartState.RETIRED, 0, EXIT_SETTINGS)
+    assert stop_asked(gone) == gone
+    with pytest.raises(InvariantViolation, match="removed cannot be spawned"):
+        spawned(gone, 2, 1.0)
+    with pytest.raises(InvariantViolation, match="removed cannot be exited"):
+        exited(gone, 0, 1.0)
 
 
 @pytest.mark.parametrize("state", [PartState.WAITING, PartState.BACKING_OFF])

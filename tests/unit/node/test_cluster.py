@@ -10,8 +10,11 @@ from quorate_core.clock import ManualClock
 from quorate_core.settings import HostPort
 from quorate_node.cluster import ClusterApi, agreed_leader, report_of
 from quorate_node.fleet import NODES_PREFIX, StoreFleet
+from quorate_node.members import Members
+from quorate_raft.core.membership import Member, Membership
 from quorate_sdk.wire import ClusterStatus, NodeReport, NodeStatus
 from quorate_store.apps import FleetAnswer, FleetNode
+from support.cluster_control import ScriptedCluster
 from support.node_app import client_of
 from support.store_local import local_store
 
@@ -49,7 +52,7 @@ def reports(*words: tuple[str, str, int] | str) -> list[NodeReport]:
         ([("n1", "", 1), ("n2", "", 1), ("n3", "", 1)], ""),
     ],
 )
-def test_a_leader_is_named_by_a_majority_of_the_members_in_one_term(
+def test_a_leader_is_named_by_a_majority_of_the_voters_in_one_term(
     words: Sequence[tuple[str, str, int] | str], leader: str
 ) -> None:
     assert agreed_leader(MEMBERS, reports(*words)) == leader
@@ -70,19 +73,29 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     async with local_store(tmp_path, name="n1") as store:
         await store.put(NODES_PREFIX + b"n2", b'{"url": "http://127.0.0.1:1"}')
         api = create_app(Surface("test", Protection.for_address(LOOPBACK, LOOPBACK, None)))
+        learners = [Member(name, f"{name}:1", is_learner=True) for name in ("n2", "n3")]
+        membership = Membership((Member("n1", "n1:1"), *learners))
+        control = ScriptedCluster("n1", membership, "n1")
         async with StoreFleet(store, FleetNode("n1", "http://127.0.0.1"), api) as fleet, client_of(api) as client:
-            ClusterApi(store, fleet, "http://127.0.0.1", ["registry"], ManualClock()).mount(api)
+            members = Members(control, fleet, "c-1")
+            ClusterApi(store, control, members, fleet, "http://127.0.0.1", ["registry"], ManualClock()).mount(api)
             yield client
 
 
 async def test_a_node_reports_itself_and_says_who_did_not_answer(client: httpx.AsyncClient) -> None:
     answer = ClusterStatus.model_validate_json((await client.get("/v1/cluster/status")).content)
-    [own, silent] = answer.nodes
+    [own, silent, down] = answer.nodes
     assert (answer.leader, own.name, own.error) == ("n1", "n1", None)
     assert own.status is not None
     assert (own.status.apps, own.status.url, own.status.uptime_s) == (["registry"], "http://127.0.0.1", 0.0)
     assert (silent.name, silent.status) == ("n2", None)
     assert str(silent.error).startswith("no answer: ")
+    assert (down.name, down.error) == ("n3", "no answer: it is not among the nodes that are up")
+
+
+async def test_a_learner_that_is_silent_takes_no_part_in_naming_the_leader(client: httpx.AsyncClient) -> None:
+    """n1 is the only voter, so its own word is a majority's."""
+    assert (await client.get("/v1/cluster/status")).json()["leader"] == "n1"
 
 
 async def test_a_node_answers_for_itself_alone(client: httpx.AsyncClient) -> None:

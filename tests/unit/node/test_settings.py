@@ -28,7 +28,8 @@ def test_a_command_line_gives_typed_settings() -> None:
     assert settings.token_file == Path("t")
     assert settings.advertised_http(HostPort("127.0.0.1", 8501)) == HostPort("node-1.internal", 80)
     assert parsed().apps is None
-    assert (parsed().cluster_state, parsed(cluster_state="existing").cluster_state) == ("new", "existing")
+    states = [parsed(cluster_state=each).cluster_state for each in (None, "join", "existing")]
+    assert states == ["new", "join", "existing"]
     assert parsed().advertised_http(HostPort("127.0.0.1", 8777)) == HostPort("127.0.0.1", 8777)
 
 
@@ -38,6 +39,12 @@ def test_settings_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch)
     settings = parsed(members=None)
     assert settings.members == {"node-1": HostPort("::1", 7501)}
     assert settings.apps == ("registry",)
+
+
+def test_a_member_can_be_named_by_its_address_so_that_a_place_may_take_a_new_member() -> None:
+    members = "node-1=127.0.0.1:7501,node-2b=127.0.0.1:7502"
+    settings = parsed(name=None, peer_advertise="127.0.0.1:7502", peer="0.0.0.0:7501", members=members)
+    assert settings.name == "node-2b"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,8 @@ def test_settings_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch)
         ({"members": "node-1=a:1,node-2=a:1"}, "two members have the same address"),
         ({"members": ",".join(f"n{i}=a:{i + 1}" for i in range(MEMBERS_MAX + 1))}, f"at most {MEMBERS_MAX}"),
         ({"name": "node-9"}, "--name node-9 is not among --members node-1=127.0.0.1:7501"),
+        ({"name": None}, "--name is missing; or give --peer-advertise"),
+        ({"name": None, "peer_advertise": "a:1"}, "no member has the address --peer-advertise a:1"),
         ({"cluster_id": "two words"}, "--cluster-id takes letters"),
         ({"cluster_id": ""}, "--cluster-id takes letters"),
         ({"cluster_id": None}, "--cluster-id takes letters"),

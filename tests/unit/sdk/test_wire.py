@@ -37,12 +37,16 @@ ANSWERS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (wire.ConfigSnapshot, {"revision": 7, "documents": [DOCUMENT]}),
     (wire.ConfigDelta, {"revision": 7, "documents": [DOCUMENT]}),
     (wire.ClusterStatus, {"leader": "n", "nodes": [{"name": "n", "url": "", "status": NODE}]}),
+    (wire.MemberList, {"cluster_id": "c", "leader": "n", "members": [{"name": "n", "peer": "h:1", "role": "voter"}]}),
+    (wire.Transferred, {"leader": "n"}),
 ]
 REQUESTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (wire.InstanceSpec, {"host": "127.0.0.1", "port": 1}),
     (wire.InstancePatch, {"weight": 1}),
     (wire.Heartbeat, {"instances": [REFERENCE]}),
     (wire.Rollback, {"version": 1}),
+    (wire.AddMember, {"name": "node-4", "address": "127.0.0.1:7504"}),
+    (wire.Transfer, {"to": ""}),
 ]
 
 
@@ -93,3 +97,26 @@ def test_a_document_of_a_later_format_does_not_hide_the_others() -> None:
     documents = [DOCUMENT, {**DOCUMENT, "key": "other", "format": "cbor"}]
     snapshot = wire.ConfigSnapshot.model_validate_json(json.dumps({"revision": 7, "documents": documents}))
     assert [document.format for document in snapshot.documents] == [wire.ConfigFormat.YAML, wire.ConfigFormat.TEXT]
+
+
+@pytest.mark.parametrize(
+    ("reachable", "without", "spare"),
+    [
+        ({"a": True, "b": True, "c": True}, "", 1),
+        ({"a": True, "b": True, "c": True}, "c", 0),
+        ({"a": True, "b": True, "c": False}, "c", 0),
+        ({"a": True, "b": True, "c": False}, "b", -1),
+        ({"a": True, "b": True, "c": None}, "b", -1),
+        ({"a": True, "b": True, "c": True, "d": True, "e": False}, "d", 0),
+    ],
+)
+def test_a_removal_leaves_so_many_voters_beyond_a_majority(
+    reachable: dict[str, bool | None], without: str, spare: int
+) -> None:
+    members = [wire.ClusterMember(name=name, peer="", role="voter", is_reachable=up) for name, up in reachable.items()]
+    learner = wire.ClusterMember(name="z", peer="", role="learner", is_reachable=True)
+    assert wire.MemberList(cluster_id="c", leader="a", members=[*members, learner]).spare_voters(without) == spare
+
+
+def test_nodes_of_before_say_nothing_of_voters_and_are_understood() -> None:
+    assert wire.NodeStatus.model_validate(NODE).voters == []
