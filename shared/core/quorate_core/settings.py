@@ -67,7 +67,9 @@ Address = Annotated[HostPort, BeforeValidator(HostPort.parse), PlainSerializer(s
 class ProcessSettings(BaseSettings):
     """What every process has. Subclasses set `env_prefix` in their own `model_config`."""
 
-    model_config = SettingsConfigDict(extra="ignore", cli_kebab_case=True, arbitrary_types_allowed=True)
+    model_config = SettingsConfigDict(
+        extra="ignore", cli_kebab_case=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
 
     name: str
     """This process's name in logs, status and metrics, such as `node-1`."""

@@ -312,6 +312,8 @@ class RaftDriver:
         if isinstance(change, RemoveMember) and change.name == node.standing.leader and len(node.membership.voters) > 1:
             await self.transfer_leadership(NO_MEMBER, timeout_s)
             await self._await_leader(other_than=change.name, deadline_s=deadline_s)
+            # Before it has committed an entry of its term, a leader changes nothing, and reads nothing either.
+            await self.read_index(max(deadline_s - self._clock.monotonic_s(), CALL_TIMEOUT_MIN_S))
         left_s = max(deadline_s - self._clock.monotonic_s(), CALL_TIMEOUT_MIN_S)
         answer = await self.call_leader(MEMBERSHIP_METHOD, encode_call(ChangeCall(change, left_s)), left_s)
         return decode_membership(answer)
