@@ -470,6 +470,21 @@ async def test_a_network_without_a_secret_is_refused() -> None:
         listener.close()
 
 
+@pytest.mark.parametrize("asked", ["before", "after"])
+async def test_closing_ends_also_what_never_became_a_connection(asked: str) -> None:
+    """Who connects just then: the loop has asked for a protocol, and gives it no connection since the server closes."""
+    async with town("a") as built:
+        a = await built.start("a")
+        if asked == "before":
+            a.network._accept()
+        async with asyncio.timeout(PATIENCE_S):
+            await built.stop("a")
+        if asked == "after":
+            a.network._accept()
+        await turn()
+        assert a.links == []
+
+
 async def test_closing_ends_everything_even_a_dial_under_way() -> None:
     """A peer whose address swallows connections: the backlog of a socket that nobody accepts from."""
     silent = socket.create_server(("127.0.0.1", 0))

@@ -151,10 +151,13 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def abort(self, reason: str) -> None:
-        """End it at once."""
+        """End it at once. One that has no connection yet has ended when this returns: it may never get one, for loops
+        ask for a protocol and then fail, as asyncio does when its server is closed between the two."""
         self.end_reason = self.end_reason or reason
         if self._transport is not None:
             self._transport.abort()
+        elif not self.closed.done():
+            self.connection_lost(None)
 
     def refuse(self, reason: str) -> None:
         """The peer does not keep to the protocol."""

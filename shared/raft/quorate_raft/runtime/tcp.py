@@ -358,6 +358,8 @@ class TcpNetwork:
         handshake = AcceptorHandshake(self._credentials, self._callers, secrets.token_bytes(NONCE_BYTES))
         link = Link(handshake, self._limits, self._on_accepted)
         self._keep(link)
+        if self._is_closing:
+            link.abort("closing")
         return link
 
     def _keep(self, link: Link) -> None:
