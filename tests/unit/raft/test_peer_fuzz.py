@@ -19,6 +19,7 @@ from quorate_core.errors import InvalidRequest, QuorateError
 from quorate_core.frames import FRAME_BYTES_MAX, encode_frame
 from quorate_raft.core.membership import Membership
 from quorate_raft.core.messages import (
+    NUMBER_MAX,
     AppendRequest,
     AppendResponse,
     Entry,
@@ -506,3 +507,11 @@ def serve_garbage(
         raw.close()
 
     return serve
+
+
+@pytest.mark.parametrize("term", [-1, NUMBER_MAX + 1, 2**64 - 1])
+def test_a_number_after_which_nothing_can_be_counted_is_refused(term: int) -> None:
+    """Members would take such a term over, and could never stand for election in the next one."""
+    body = msgspec.msgpack.encode(["beat?", "a", "b", term, 0, 0])
+    with pytest.raises(InvalidRequest):
+        wire.decode_message(memoryview(body), "a", "b")

@@ -5,6 +5,7 @@ name, a short string that is unique in the cluster and never used again for anot
 """
 
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
 
@@ -31,6 +32,11 @@ __all__ = [
 ]
 
 
+NUMBER_MAX = 2**62
+"""Of terms and indexes: far beyond any use, and such that one more than what a peer says can still be written."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+
+
 class EntryKind(IntEnum):
     NORMAL = 0
     """`data` belongs to the state machine."""
@@ -44,8 +50,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One slot of the log. `index` counts from 1; `request_id` is 0 or was chosen by the proposing member's driver,
     unique over all members and boots, so that the proposer can tell its own entry when it is applied."""
 
-    index: int
-    term: int
+    index: Count
+    term: Count
     kind: EntryKind = EntryKind.NORMAL
     data: bytes = b""
     request_id: int = 0
@@ -54,9 +60,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class HardState(msgspec.Struct, frozen=True, array_like=True):
     """What must be durable before any message that depends on it leaves (paper, figure 2)."""
 
-    term: int = 0
+    term: Count = 0
     vote: MemberName = NO_MEMBER
-    commit: int = 0
+    commit: Count = 0
     """A hint that saves work after a restart; losing it is harmless."""
 
 
@@ -67,22 +73,22 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
     `SnapshotMeta(0, 0, …)`, for which no snapshot is needed.
     """
 
-    index: int = 0
-    term: int = 0
+    index: Count = 0
+    term: Count = 0
     membership: Membership = Membership()
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
     sender: MemberName
     to: MemberName
-    term: int
+    term: Count
 
 
 class VoteRequest(_Message, frozen=True, array_like=True, tag="vote?"):
     """RequestVote. With `pre` it asks only whether the vote would be given; nobody's term changes (thesis, 9.6)."""
 
-    last_index: int
-    last_term: int
+    last_index: Count
+    last_term: Count
     pre: bool = False
     transfer: bool = False
     """The leader itself asked for this election: members do not refuse it because they hear from a leader."""
@@ -96,20 +102,20 @@ class VoteResponse(_Message, frozen=True, array_like=True, tag="vote!"):
 class AppendRequest(_Message, frozen=True, array_like=True, tag="append?"):
     """AppendEntries with entries, or empty as a probe."""
 
-    previous_index: int
-    previous_term: int
+    previous_index: Count
+    previous_term: Count
     entries: tuple[Entry, ...]
-    commit: int
+    commit: Count
 
 
 class AppendResponse(_Message, frozen=True, array_like=True, tag="append!"):
     """`match_index`: the last index known to agree. When rejected, it is the `previous_index` that did not fit, and
     the hint names the follower's last index not after it whose term is not above the request's (fast backtracking)."""
 
-    match_index: int
+    match_index: Count
     rejected: bool = False
-    hint_index: int = 0
-    hint_term: int = 0
+    hint_index: Count = 0
+    hint_term: Count = 0
     needs_snapshot: bool = False
     """It joins: it knows no configuration yet, and the log alone would not tell it the first one."""
 
@@ -117,7 +123,7 @@ class AppendResponse(_Message, frozen=True, array_like=True, tag="append!"):
 class HeartbeatRequest(_Message, frozen=True, array_like=True, tag="beat?"):
     """`commit` is never above what the receiver is known to have. `read_context` 0 means: no read asks."""
 
-    commit: int
+    commit: Count
     read_context: int = 0
 
 
@@ -135,7 +141,7 @@ class ReadIndexResponse(_Message, frozen=True, array_like=True, tag="read!"):
     """`index` 0: refused, ask again (no leader here, or nothing committed yet in this term)."""
 
     context: int
-    index: int
+    index: Count
 
 
 class TimeoutNow(_Message, frozen=True, array_like=True, tag="timeout-now"):
