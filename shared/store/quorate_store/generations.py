@@ -26,6 +26,7 @@ from quorate_store.machine_boot import (
     put_staged_marker_in_force,
     read_marker,
     stage_marker,
+    sync_folder,
     write_marker,
 )
 
@@ -87,6 +88,7 @@ class Generations:
     def mark_whole(self) -> None:
         """The live generation's files are synced and closed."""
         with failing("close", self._folder):
+            sync_folder(self._path(self._live))
             write_marker(self._folder, BootMarker(self._boot_id, closed_cleanly=True, generation=self._live))
 
     def _path(self, generation: int) -> Path:

@@ -52,7 +52,7 @@ def write_marker(folder: Path, marker: BootMarker) -> None:
     """Durable when it returns: written aside, synced, renamed, and the folder synced. Raises OSError."""
     _write_synced(folder / (MARKER_NAME + ".new"), marker)
     (folder / (MARKER_NAME + ".new")).replace(folder / MARKER_NAME)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def stage_marker(folder: Path, marker: BootMarker) -> None:
@@ -73,7 +73,7 @@ def _write_synced(path: Path, marker: BootMarker) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -92,8 +92,8 @@ class StateMachine:
         self._map_bytes = map_bytes
         self._generations = Generations(folder, boot_id)
         self._adopt(load_state(Database(self._generations.open(), map_bytes)))
-        self._staged: LoadedState | None = None
-        """Made ready from a snapshot; becomes the state in one step, or never."""
+        self._staged: tuple[LoadedState, Path] | None = None
+        """Made ready from a snapshot, in a generation's folder; becomes the state in one step, or never."""
         self._retired: deque[RetiredState] = deque()
         self._applied_listeners: list[AppliedListener] = []
         self._replaced_listeners: list[ReplacedListener] = []
@@ -112,11 +112,12 @@ class StateMachine:
         that refuses: at worst the files are discarded after a restart of the machine, and rebuilt."""
         for retired in self._retired:
             retired.abandon()
-        if self._staged is not None:
-            self._staged.database.abandon()
         if self._failure is not None:
+            if self._staged is not None:
+                self._staged[0].database.abandon()
             self._database.abandon()
             return
+        self._unstage()
         try:
             self._database.close()
             self._generations.mark_whole()
@@ -124,7 +125,7 @@ class StateMachine:
             log.warning("state_not_marked_as_whole", reason=error.detail)
 
     def abandon(self) -> None:
-        """End as kill -9 would: nothing is synced or marked."""
+        """End as kill -9 would: nothing is synced, marked or removed."""
         self._failure = self._failure or InvariantViolation("the state machine was abandoned")
         self.close()
 
@@ -195,26 +196,32 @@ class StateMachine:
         when the disk has no room; the state stays as it was then. It needs about the size of the snapshot on disk.
         """
         self._require_usable()
-        if self._staged is not None:  # it was not wanted in the end
-            self._staged.database.abandon()
-            self._staged = None
+        self._unstage()
         folder = self._generations.stage(path)
         try:
             staged = self._load_staged(folder)
         except QuorateError as error:
             self._generations.unstage(folder)
             raise StateUnusable(f"the snapshot {path} cannot be taken over: {error.detail}") from error
-        self._staged = staged
+        self._staged = staged, folder
         return lambda: self._replace(staged, folder)
+
+    def _unstage(self) -> None:
+        """What was made ready was not wanted in the end."""
+        if self._staged is not None:
+            (staged, folder), self._staged = self._staged, None
+            staged.database.abandon()
+            self._generations.unstage(folder)
 
     def _load_staged(self, folder: Path) -> LoadedState:
         database = Database(folder, self._map_bytes, is_copy=True)
         try:
             with database.failing("read"):
                 state = load_state(database, let_others_run)
-            if state.meta.applied_index <= self.applied_index:
+            if state.meta.applied_index <= self.applied_index or state.meta.revision < self.revision:
                 raise StateUnusable(
-                    f"it ends with entry {state.meta.applied_index}, and {self.applied_index} is applied"
+                    f"it ends with entry {state.meta.applied_index} and revision {state.meta.revision}, and "
+                    f"{self.applied_index} and {self.revision} is applied"
                 )
             return state
         except BaseException as error:
@@ -228,7 +235,7 @@ class StateMachine:
     def _replace(self, staged: LoadedState, folder: Path) -> None:
         self._require_usable()
         try:
-            if staged is not self._staged or staged.meta.applied_index <= self.applied_index:
+            if self._staged is None or staged is not self._staged[0] or staged.meta.applied_index <= self.applied_index:
                 raise InvariantViolation(
                     f"a snapshot of entry {staged.meta.applied_index} is to replace a state that has gone on to "
                     f"{self.applied_index} meanwhile, or another snapshot is to replace it"
@@ -294,7 +301,7 @@ class StateMachine:
     @property
     def is_swept(self) -> bool:
         """Nothing is left for `sweep`, or nothing that can be freed just now."""
-        return self.mvcc.is_swept and all(retired.is_busy for retired in self._retired)
+        return self.mvcc.is_swept and (not self._retired or self._retired[0].is_busy)
 
     def sweep(self, rows_max: int) -> None:
         """Free a slice of what is not needed any more: states that were replaced, and what compaction has freed."""

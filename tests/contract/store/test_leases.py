@@ -4,7 +4,16 @@ import asyncio
 
 import pytest
 from quorate_core.errors import Conflict, InvalidRequest, NotFound
-from quorate_store.model import EventKind, LeaseStatus, PutOp, prefix_end
+from quorate_store.model import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    EventKind,
+    LeaseStatus,
+    PutOp,
+    TxnResult,
+    prefix_end,
+)
 from quorate_store.port import Store
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -131,3 +140,36 @@ async def test_a_lease_that_nobody_renews_ends_with_its_keys_and_one_that_is_ren
     with pytest.raises(NotFound):
         await store.put(prefix, b"", lease=ending)
     assert [kv.key for kv in (await store.range(prefix, prefix_end(prefix))).kvs] == [prefix + b"kept"]
+
+
+async def locked(store: Store, key: bytes, lease: int) -> TxnResult:
+    """Take the lock `key` if nobody has it."""
+    is_free = Compare(key, CompareTarget.CREATE, CompareResult.EQUAL, 0)
+    return await store.txn([is_free], [PutOp(key, b"", lease)])
+
+
+async def written_by_holder(store: Store, lock: bytes, token: int, value: bytes) -> bool:
+    """A write that holds only while the lock is the one that was taken at revision `token`."""
+    is_mine = Compare(lock, CompareTarget.CREATE, CompareResult.EQUAL, token)
+    return (await store.txn([is_mine], [PutOp(lock + b"/guarded", value)])).succeeded
+
+
+async def test_a_lock_by_lease_hands_out_a_revision_that_fences_earlier_holders(store: Store, prefix: bytes) -> None:
+    """Pitfall (Jepsen, etcd 3.4.3): a holder that was paused past its lease believes that it holds the lock still. Its
+    token is older than its successor's, and its guarded writes are refused, though the key and the lease's id are the
+    same again."""
+    lock = prefix + b"lock"
+    lease = (await store.lease_grant(60)).lease
+    first = await locked(store, lock, lease)
+    assert first.succeeded
+    assert not (await locked(store, lock, (await store.lease_grant(60)).lease)).succeeded
+    assert await written_by_holder(store, lock, first.revision, b"first")
+    await store.lease_revoke(lease)
+    await store.lease_grant(60, lease)
+    second = await locked(store, lock, lease)
+    assert second.succeeded
+    assert second.revision > first.revision
+    assert (await store.range(lock)).kvs[0].create_revision == second.revision
+    assert not await written_by_holder(store, lock, first.revision, b"late")
+    assert await written_by_holder(store, lock, second.revision, b"second")
+    assert (await store.range(lock + b"/guarded")).kvs[0].value == b"second"

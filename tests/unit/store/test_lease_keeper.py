@@ -158,7 +158,7 @@ async def test_keepalives_are_no_log_entries(scene: Scene) -> None:
 
 
 async def test_a_leader_that_is_not_confirmed_ends_no_lease_and_promises_none(scene: Scene) -> None:
-    """A leader that is cut off does not know what its successor has promised."""
+    """Pitfall (etcd 15247): a leader that is cut off, or was stuck, does not know what its successor has promised."""
     lease = (await scene.store.lease_grant(10)).lease
     scene.log.is_cut_off = True
     scene.clock.advance(60)
@@ -173,7 +173,7 @@ async def test_a_leader_that_is_not_confirmed_ends_no_lease_and_promises_none(sc
 
 
 async def test_an_end_proposed_by_a_deposed_leader_is_void(scene: Scene) -> None:
-    """It was confirmed, then deposed, and its proposal reached the log through its successor."""
+    """Pitfall (etcd 15247): it was confirmed, then deposed, and its proposal reached the log through its successor."""
     lease = (await scene.store.lease_grant(10)).lease
     await scene.store.put(b"k", b"", lease=lease)
     scene.log.before_append.clear()
@@ -299,3 +299,22 @@ async def test_many_leases_end_together(scene: Scene) -> None:
             if gone == 700:
                 break
     assert len(scene.machine.leases) == 0
+
+
+async def test_a_state_that_is_replaced_under_a_leader_ends_no_lease_early(scene: Scene, tmp_path: Path) -> None:
+    """Only followers take snapshots over; should it happen to a leader, every lease has its whole time again."""
+    lease = (await scene.store.lease_grant(10)).lease
+    ahead = StateMachine(tmp_path / "ahead", map_bytes=64 * 1024 * 1024)
+    scene.machine.save_snapshot(tmp_path / "present")
+    ahead.restore_snapshot(tmp_path / "present")()
+    ahead.apply([Entry(ahead.applied_index + 1, 1, data=encode_command(LeaseGrant(77, 5)))])
+    ahead.save_snapshot(tmp_path / "later")
+    ahead.close()
+    scene.clock.advance(9)
+    scene.machine.restore_snapshot(tmp_path / "later")()
+    scene.clock.advance(5)
+    await ticks(scene.store)
+    assert (await scene.store.lease_time_to_live(77)).remaining_ttl_s == PROMOTION_GRACE_S
+    assert await scene.store.lease_keepalive([lease, 77]) == []
+    scene.clock.advance(11)
+    await until(lambda: len(scene.machine.leases) == 0)

@@ -136,7 +136,7 @@ while True:
 
 
 def test_kill_9_in_the_middle_of_applying_loses_no_batch_and_tears_none(tmp_path: Path) -> None:
-    """The applied index is exactly that of the data, whenever the process dies."""
+    """Pitfall (etcd 13766): the applied index is exactly that of the data, whenever the process dies."""
     before = 0
     for batches in (3, 200, 37):
         writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -161,6 +161,39 @@ def test_a_reopened_machine_goes_on_as_if_it_had_never_stopped(
         machine.close()
 
 
+@settings(max_examples=60, deadline=None)
+@given(histories, histories, histories, st.integers(0, 4), st.integers(0, 4))
+def test_a_snapshot_at_any_point_and_what_came_after_it_make_the_same_state(
+    before: list[Command], between: list[Command], after: list[Command], saver_sweeps: int, restorer_sweeps: int
+) -> None:
+    """Whatever the restoring member had, and however far each has swept; the hash says so too."""
+    with temporary_folder() as folder, fresh_machine() as saver, fresh_machine() as restorer, fresh_machine() as steady:
+        for machine, sweep_rows in ((saver, saver_sweeps), (restorer, restorer_sweeps), (steady, 0)):
+            machine.apply(entries_of(before))
+            if sweep_rows:
+                machine.sweep(sweep_rows)
+        hashes = {saver.state_hash(), restorer.state_hash(), steady.state_hash()}
+        saver.apply(entries_of([*between, PutOp(b"a", b"last")], len(before) + 1))
+        path = Path(folder) / "snapshot"
+        saver.save_snapshot(path)
+        assert path.stat().st_size == saver.size_bytes
+        restorer.restore_snapshot(path)()
+        steady.apply(entries_of([*between, PutOp(b"a", b"last")], len(before) + 1))
+        hashes_after = set[str]()
+        for machine in (steady, saver, restorer):
+            machine.apply(entries_of(after, machine.applied_index + 1))
+            if machine is not steady:
+                machine.sweep(1)
+            assert observable(machine) == observable(steady)
+            hashes_after.add(machine.state_hash())
+        while not restorer.is_swept:
+            restorer.sweep(2)
+        hashes_after.add(restorer.state_hash())
+        assert observable(restorer) == observable(steady)
+        assert len(hashes) == len(hashes_after) == 1
+        assert hashes != hashes_after
+
+
 @settings(max_examples=40, deadline=None)
 @given(histories, st.integers(1, 3), st.integers(1, 12))
 def test_history_read_in_slices_is_the_history(history: list[Command], rows_max: int, start: int) -> None:
