@@ -1,5 +1,4 @@
-"""Consensus under load and under kills: `python -m benchmarks.consensus endurance --minutes 10`, `… catch-up --entries
-1000000`, `… failover --kills 50`.
+"""Consensus under load: `python -m benchmarks.consensus endurance --minutes 10` and `… catch-up --entries 1000000`.
 
 Three nodes and wrk share the cores; wrk puts through the leader's v3 JSON API, 64 at once, all the time.
 
@@ -7,19 +6,13 @@ Three nodes and wrk share the cores; wrk puts through the leader's v3 JSON API, 
 - catch-up: a follower is killed, so many entries are written without it, and it comes back while writing goes on. How
   long until it has applied all that was committed when it came back, by a snapshot or by the log, and what pauses the
   leader's event loop had meanwhile.
-- failover (without wrk): the leader is killed (SIGKILL), and one client tries at the other two until a put is answered.
-  The killed node is back and has caught up before the next kill.
 """
 
 import argparse
-import base64
-import contextlib
-import itertools
 import random
 import re
 import shutil
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,11 +40,6 @@ SLICE_S = 10
 PAUSE_S_MAX = 0.05
 """The design's bound on a pause of a node's event loop."""
 CATCH_UP_S_MAX = 300.0
-
-ATTEMPT_S = 0.25
-"""A put that is not answered within it is tried at the other node."""
-FAILOVER_GOAL_S = 1.5
-"""The design's, for p99."""
 
 _SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 
@@ -117,24 +105,6 @@ class LoadedCluster:
         url = self.url(self.leader) + PUT
         command = command_line(self._wrk.path, url, CONNECTIONS, seconds, "post_bodies.lua", [str(self._bodies)])
         return run_wrk(self._wrk, command, seconds, CORES, self._folder, lambda: None)
-
-    def first_put_s(self) -> float:
-        """Try at every node that runs until a put is answered; returns how long that took."""
-        began_s = time.monotonic()
-        urls = [self.url(name) + PUT for name in self._names if self.processes[name].exit_status() is None]
-        for attempt in itertools.count():
-            body = {"key": "ZmFpbG92ZXI=", "value": base64.b64encode(b"%d" % attempt).decode()}
-            with contextlib.suppress(httpx.HTTPError):
-                if self._http.post(urls[attempt % len(urls)], json=body, timeout=ATTEMPT_S).is_success:
-                    break
-        return time.monotonic() - began_s
-
-    def wait_until_all_are_level(self) -> None:
-        """All nodes are ready, agree on a leader, and have applied the same."""
-        for name in self._names:
-            wait_ready(self._http, self.url(name), self.processes[name])
-        self.leader = until("the nodes agree on a leader", self._agreed_leader, self._running())
-        until("all have caught up", lambda: len({self.applied_index(n) for n in self._names}) == 1, self._running())
 
     def applied_index(self, name: str) -> int:
         return int(str(self._node(name)["applied_index"]))
@@ -210,23 +180,6 @@ def measure_catch_up(cluster: LoadedCluster, entries: int) -> None:
     tell(f"  meanwhile: {_line(leader, cluster.counts(leader) - before, leads=True)}")
 
 
-def measure_failover(cluster: LoadedCluster, kills: int) -> None:
-    took_s = []
-    for number in range(1, kills + 1):
-        killed = cluster.leader
-        cluster.kill(killed)
-        took_s.append(cluster.first_put_s())
-        cluster.start(killed)
-        cluster.wait_until_all_are_level()
-        tell(f"  kill {number}: {took_s[-1]:.3f} s")
-    took_s.sort()
-    p50_s, p99_s = statistics.median(took_s), took_s[min(len(took_s) - 1, int(len(took_s) * 0.99))]
-    tell(
-        f"{kills} kills of the leader: first put answered after {took_s[0]:.2f} s at best, p50 {p50_s:.2f} s, p99 "
-        f"{p99_s:.2f} s (goal {FAILOVER_GOAL_S} s), {took_s[-1]:.2f} s at worst"
-    )
-
-
 def _line(name: str, counts: Counts, *, leads: bool) -> str:
     role = "leader" if leads else "follower"
     return (
@@ -257,9 +210,6 @@ def main() -> int:
     endurance = commands.add_parser("endurance", help="elections and pauses without a fault")
     endurance.add_argument("--minutes", type=float, default=10)
     endurance.set_defaults(measure=lambda cluster, given: measure_endurance(cluster, given.minutes))
-    failover = commands.add_parser("failover", help="the leader is killed, over and over")
-    failover.add_argument("--kills", type=int, default=50)
-    failover.set_defaults(measure=lambda cluster, given: measure_failover(cluster, given.kills))
     catch_up = commands.add_parser("catch-up", help="a follower that was away comes back")
     catch_up.add_argument("--entries", type=int, default=1_000_000)
     catch_up.set_defaults(measure=lambda cluster, given: measure_catch_up(cluster, given.entries))

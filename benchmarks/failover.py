@@ -8,6 +8,7 @@ killed one is started again, and there is no further kill before it has caught u
 import argparse
 import base64
 import json
+import math
 import random
 import shutil
 import signal
@@ -34,6 +35,7 @@ CORES = (0, 1)
 KILLS_DEFAULT = 50
 GOAL_P99_S = 1.5
 PUT = "/v3/kv/put"
+VALUE_BYTES = 256
 PUT_S_MAX = 1.0
 """A put that waits for longer than this is given up, and another one sent."""
 PUT_INTERVAL_S = 0.005
@@ -42,7 +44,7 @@ ASK_S_MAX = 5.0
 
 
 class Prober(threading.Thread):
-    """Puts at one node, from now on until one is acknowledged or `settled` is set. `acknowledged_s` says when that was."""
+    """Puts at one node until one is acknowledged, and `acknowledged_s` says when, or `settled` is set by another."""
 
     def __init__(self, url: str, settled: threading.Event) -> None:
         super().__init__(name=f"prober of {url}", daemon=True)
@@ -52,7 +54,7 @@ class Prober(threading.Thread):
         self.refusals = 0
 
     def run(self) -> None:
-        body = json.dumps({"key": base64.b64encode(b"failover").decode(), "value": base64.b64encode(b"x" * 256).decode()})
+        body = json.dumps({"key": _text(b"failover"), "value": _text(b"x" * VALUE_BYTES)})
         with httpx.Client(trust_env=False, timeout=PUT_S_MAX) as http:
             while not self._settled.is_set():
                 try:
@@ -121,10 +123,13 @@ class Failover:
         return f"http://127.0.0.1:{self._http_ports[name]}"
 
 
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of the values that so many percent of them do not exceed (nearest rank)."""
-    ranked = sorted(values)
-    return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def measure(failover: Failover, kills: int) -> None:
@@ -146,7 +151,8 @@ def _failover() -> Iterator[Failover]:
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="failover-", dir=runs))
     try:
-        tell("\n".join(describe_machine(folder, CORES, {}).lines()))
+        machine = describe_machine(folder, CORES, peers={})
+        tell("\n".join(line for line in machine.lines() if not line.startswith("peers")))  # there are none here
         with httpx.Client(trust_env=False, timeout=ASK_S_MAX) as http, ExitStack() as ends:
             yield Failover(folder, http, ends)
     finally:
