@@ -1,5 +1,6 @@
 # Each target is explained by the comment behind it; `make help` lists them.
-# PYTHON names the interpreter for the set-up; ARGS goes to quorate up, STAGES to the tests.
+# PYTHON names the interpreter for the set-up; ARGS goes to quorate up, STAGES to the tests; SEED and HOURS to the
+# simulation.
 
 .DEFAULT_GOAL := help
 .PHONY: help up down reset logs setup test check fmt lock
@@ -7,6 +8,9 @@
 PYTHON ?=
 ARGS ?=
 STAGES ?=
+SEED ?=
+HOURS ?= 1
+ROUNDS ?= 10
 export PYTHON
 
 python := .venv/bin/python
@@ -51,3 +55,16 @@ lock: setup ## Write requirements.lock anew from what the members ask for
 bench: setup ## Measure us beside real peers (ARGS='--full --write', 'gateway --profile'; --help lists the rest)
 	@$(python) scripts/fetch_peers.py
 	@exec $(python) -m benchmarks $(ARGS)
+
+.PHONY: sim
+sim: setup ## Run a simulated cluster, with everything that can go wrong (SEED=1234; ARGS='--seeds 100', '--full')
+	@$(python) -m quorate_simulation $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+.PHONY: campaign
+campaign: setup ## Simulate for HOURS, then look for every planted bug (ARGS='--seeds 2000' for a number)
+	@$(python) -m quorate_simulation --profile all $(if $(findstring --seeds,$(ARGS)),,--hours $(HOURS)) $(ARGS)
+	@cd tests && exec ../$(python) -m sim.find_mutations
+
+.PHONY: faults
+faults: setup ## Break real nodes while clients use them, ROUNDS times over (SEED=1 for other faults; root for all)
+	@FAULT_ROUNDS=$(ROUNDS) FAULT_SEED=$(or $(SEED),1) $(python) -m pytest -rs tests/faults

@@ -66,6 +66,7 @@ STAGES = (
         ),
     ),
     Stage("e2e", (("tests/e2e",),)),
+    Stage("faults", (("tests/faults",),)),
 )
 
 

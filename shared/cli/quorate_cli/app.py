@@ -18,6 +18,7 @@ _COMMANDS = {
     "routes": "quorate_cli.routes",
     "cluster": "quorate_cli.cluster",
     "init": "quorate_cli.init",
+    "sim": "quorate_cli.sim",
     "setup": "quorate_cli.setup",
 }
 

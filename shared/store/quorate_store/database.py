@@ -7,6 +7,7 @@ transaction is one batch of log entries, and carries the applied index (data and
 
 import contextlib
 import errno
+import mmap
 import os
 import struct
 import threading
@@ -104,7 +105,14 @@ def failing(action: str, folder: Path) -> Iterator[None]:
         way_out = "remove the folder, and the newest snapshot and the log rebuild it"
         raise StateUnusable(f"cannot {action} the state in {folder}: {error}: {way_out}") from error
     except lmdb.Error as error:
-        raise StateUnusable(f"cannot {action} the state in {folder}: {error}") from error
+        # Of a write that the disk took only a part of, LMDB says no more than that input or output went wrong.
+        reason = f"{error}: {_DISK_FULL}" if _has_no_room(folder) else str(error)
+        raise StateUnusable(f"cannot {action} the state in {folder}: {reason}") from error
+
+
+def _has_no_room(folder: Path) -> bool:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize < mmap.PAGESIZE
 
 
 class Database:

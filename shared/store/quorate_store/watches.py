@@ -423,8 +423,7 @@ class Watcher:
 
     def _become_current(self) -> None:
         self._group = self._feed.join(self, self._key, self._range_end, previous=self._previous)
-        if not self._feed.is_behind:
-            self._append_wanted_bookmark()
+        self._append_wanted_bookmark()
 
     def _fall_behind(self) -> None:
         """The buffer is full: forget it and begin again, from history, with the first event that was in it."""

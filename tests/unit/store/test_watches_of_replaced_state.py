@@ -262,6 +262,51 @@ async def test_progress_asked_while_the_feed_is_behind_comes_after_what_was_jump
     pair.close()
 
 
+async def test_progress_asked_while_the_feed_is_behind_comes_to_a_slow_reader_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "BUFFER_EVENTS_MAX", 4)
+    monkeypatch.setattr(watches, "HISTORY_SLICE_ROWS", 3)
+    pair = Pair(tmp_path)
+    async with pair.feed.watch(b"a", b"", start_revision=0, previous=False) as watcher:
+        await following(watcher)
+        pair.put([b"a"] * 20, missed=True)
+        pair.replace()
+        await watcher.request_progress()
+        while pair.feed.is_behind:
+            pair.feed.catch_up()
+        found: list[int] = []
+        while (batch := await following(watcher)).events:
+            found += [event.kv.mod_revision for event in batch.events]
+        assert (found, batch) == (list(range(2, 22)), WatchBatch(21))
+    pair.close()
+
+
+async def test_only_who_has_missed_something_is_told_that_history_is_gone(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    async with (
+        pair.feed.watch(b"a", b"", start_revision=0, previous=False) as missing,
+        pair.feed.watch(b"a", b"", start_revision=14, previous=False) as future,
+    ):
+        await following(missing)
+        pair.put([b"a"] * 5)
+        assert len((await following(missing)).events) == 5
+        waiting = asyncio.ensure_future(anext(future))  # noqa: TID251 - awaited below
+        await asyncio.sleep(0)
+        pair.put([b"b"] * 6, missed=True)
+        pair.compact(0, missed=True)
+        pair.replace()
+        async with pair.feed.watch(b"a", b"", start_revision=0, previous=False) as since:
+            assert await following(since) == WatchBatch(12)
+            pair.feed.catch_up()
+            pair.put([b"a", b"a"])
+            with pytest.raises(Compacted, match="revision 7 is compacted"):
+                await following(missing)
+            assert [event.kv.mod_revision for event in (await following(since)).events] == [13, 14]
+            assert [event.kv.mod_revision for event in (await waiting).events] == [14]
+    pair.close()
+
+
 async def test_what_is_applied_while_the_feed_catches_up_is_told_in_its_place(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
     async with pair.feed.watch(b"a", b"", start_revision=0, previous=False) as watcher:

@@ -200,6 +200,11 @@ class RaftNode:
         before the log's beginning."""
         return self._state.log.configurations.at(index)
 
+    @property
+    def is_restoring(self) -> bool:
+        """Whether a snapshot that was taken in is not restored yet; until then no other one is of use."""
+        return self._state.restoring is not None
+
     def snapshot_sent(self, to: MemberName, index: int) -> None:
         """`to`, named in `snapshots_wanted`, has taken over a snapshot of what was applied here up to `index`."""
         snapshots.on_sent(self._state, to, index)

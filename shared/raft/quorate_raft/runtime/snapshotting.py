@@ -126,7 +126,8 @@ class SnapshotKeeper:
             forgotten = ForgottenMember.named(self._name)
             self._on_failure(forgotten)
             raise forgotten
-        if self._is_receiving or self._is_restoring:
+        # NB: one that was received may wait long for a slow disk before its turn to be restored comes.
+        if self._is_receiving or self._is_restoring or node.is_restoring:
             raise TooManyRequests(f"{self._name} is taking another snapshot over")
         self._is_receiving = True
         try:
