@@ -224,7 +224,7 @@ class Faults:
         """Whoever is elected next loses it at once, with what it has just begun half done."""
         before = self._reigns()
         end_s = self._world.loop.true_time_s + FAULT_S_MAX
-        while not (new := self._reigns() - before):  # noqa: ASYNC110
+        while not (new := self._reigns() - before):
             if self._world.loop.true_time_s > end_s:
                 return
             await asyncio.sleep(REIGN_POLL_S)
