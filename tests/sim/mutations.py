@@ -192,12 +192,6 @@ MUTATIONS = (
         "            for proposal in batch:\n                proposal.settle(NotProposed(error.detail))",
     ),
     Mutation(
-        "renew leases without asking who leads", "quorate_store.lease_keeper",
-        "        term = await self._confirmed_term(lessor)\n        if any(",
-        "        term = self._term\n        if any(",
-        profile="network", is_quick=False, seeds_max=400,
-    ),
-    Mutation(
         "take a jump of the clock for time that has passed", "quorate_store.lease_keeper",
         "            if stalled_s > STALL_S_MIN:\n",
         "            if stalled_s < 0:\n",

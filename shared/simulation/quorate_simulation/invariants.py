@@ -10,6 +10,8 @@ and state machine safety are questions about single entries.
 - *Log matching*: as above.
 - *Leader completeness*: an entry that was committed is in the logs of all leaders of higher terms.
 - *State machine safety*: what is committed or applied at an index is the same on all members; so is what it leads to.
+- A leader commits by counting copies of its own term's entries only (section 5.4.2), and changes the membership only
+  after it has committed such an entry (raft-dev, 2015).
 - A vote is given once in a term, in all lives of a member together.
 - Terms and commit indexes never fall within a life; what was promised (a vote, a term, an entry held) was durable
   before the promise left, and what is committed is durable on a majority, read from their disks; nothing is applied
@@ -180,6 +182,8 @@ class Invariants:
             self._elected(name, standing.term, log)
         if standing.role is Role.LEADER:
             self._require_one_change(name, log)
+        if is_same_reign and log.commit_index > life.commit_index:
+            self._require_own_term(name, standing.term, log)
         if log.commit_index != life.commit_index:
             self._take_in_commit(name, node, life, log)
         if log.applied_index != life.applied_index:
@@ -239,10 +243,25 @@ class Invariants:
                 f"one of term {log.term_at(index)} there, and its log ends at {log.last_index}",
             )
 
+    def _require_own_term(self, name: MemberName, term: int, log: RaftLog) -> None:
+        committed_term = log.term_at(log.commit_index)
+        if committed_term != term:
+            raise InvariantBroken(
+                "only entries of the own term are counted",
+                f"{name} leads term {term}, and has committed entry {log.commit_index} of term {committed_term} by itself",
+            )
+
     def _require_one_change(self, name: MemberName, log: RaftLog) -> None:
         under_way = log.configurations.unsettled_index
         if not under_way:
             return
+        term = log.last_term
+        if log.term_at(under_way) == term != log.term_at(log.commit_index):
+            raise InvariantBroken(
+                "no change before an entry of the own term is committed",
+                f"{name} leads term {term}, and changes the membership by entry {under_way}, with nothing of its term "
+                f"committed before",
+            )
         entries = log.slice(under_way, _ALL_BYTES)
         changes = [entry.index for entry in entries if entry.kind is EntryKind.MEMBERSHIP]
         if len(changes) > 1 and log.term_at(changes[0]) == log.last_term:

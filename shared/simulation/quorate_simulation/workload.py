@@ -26,7 +26,9 @@ CLIENT_TIMEOUT_S = 7.0
 THINK_S_MIN = 0.005
 THINK_S_MAX = 0.4
 KEEPALIVES_PER_TTL = 3.0
-LEASE_TTL_S_MAX = 4
+RENEWAL_SPREAD = (0.4, 2.2)
+"""Of that interval: some come so late that the leader has written down what is left."""
+LEASE_TTL_S_MAX = 7
 STALL_UNSEEN_S = 0.2
 """A jump of its clock that the leader cannot tell from its own pace: one tick, and what it takes for jitter."""
 
@@ -232,7 +234,7 @@ class LeaseHolder:
         self._timeline.add(self._name, "client", f"lease {held.lease:x} of {ttl_s} s granted at {member.name}")
         await attempt(self._stage, member, lambda parts: self._attach(parts, held))
         for _ in range(self._chance.randrange(8)):
-            await asyncio.sleep(ttl_s / KEEPALIVES_PER_TTL * self._chance.between(0.5, 1.2))
+            await asyncio.sleep(ttl_s / KEEPALIVES_PER_TTL * self._chance.between(*RENEWAL_SPREAD))
             if self._stage.is_over or not await self._renew(held):
                 return
         if self._chance.happens(0.2) and (last := self._stage.choose(self._chance)) is not None:

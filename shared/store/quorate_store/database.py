@@ -111,7 +111,10 @@ def failing(action: str, folder: Path) -> Iterator[None]:
 
 
 def _has_no_room(folder: Path) -> bool:
-    room = os.statvfs(folder)
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return False
     return room.f_bavail * room.f_frsize < mmap.PAGESIZE
 
 

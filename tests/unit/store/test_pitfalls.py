@@ -34,10 +34,12 @@ async def test_a_forwarded_write_is_applied_once_though_the_link_breaks_before_t
         broken = break_the_link_after_the_call(leader, membership)
         assert await follower.driver.propose(b"once", PATIENCE_S) == 1
         assert broken.is_set()
-        await cluster.write(follower.name, b"later")
+        later = [b"later/%d" % number for number in range(20)]  # a second copy would come in between, at the latest
+        for word in later:
+            await cluster.write(follower.name, word)
         for member in cluster.members.values():
-            await member.machine.has(b"later")
-            assert member.machine.words == [b"once", b"later"]
+            await member.machine.has(later[-1])
+            assert member.machine.words == [b"once", *later]
 
 
 async def test_a_caller_is_told_to_try_again_only_when_its_write_is_surely_not_in_the_log(tmp_path: Path) -> None:

@@ -146,8 +146,10 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("lines", [1, 2, 3, 4])
 def test_kill_9_at_any_moment_of_a_restore_leaves_the_old_state_or_the_new_one(
-    ahead: StateMachine, behind: StateMachine, snapshot: Path, tmp_path: Path, lines: int
+    ahead: StateMachine, snapshot: Path, tmp_path: Path, lines: int
 ) -> None:
+    behind = opened(tmp_path / "behind")
+    put(behind, 10)
     old, new = behind.state_hash(), ahead.state_hash()
     behind.close()
     restorer = subprocess.Popen(
