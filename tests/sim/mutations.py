@@ -81,13 +81,13 @@ MUTATIONS = (
         "count entries of old terms for commit", "quorate_raft.core.replication",
         "if index > log.commit_index and log.term_at(index) == member.term:",
         "if index > log.commit_index:",
-        profile="reigns", is_quick=False, seeds_max=1000,
+        profile="reigns",
     ),
     Mutation(
         "forget the vote at a restart", "quorate_raft.core.state",
         "self.vote = hard_state.vote if self.term == hard_state.term else NO_MEMBER",
         "self.vote = NO_MEMBER",
-        profile="reigns", is_quick=False, seeds_max=300,
+        profile="crashes", is_quick=False, seeds_max=300,
     ),
     Mutation(
         "serve a read without a quorum", "quorate_raft.core.replication",
@@ -132,7 +132,7 @@ MUTATIONS = (
         "accept entries without the previous term's check", "quorate_raft.core.log",
         "        if self.term_at(previous_index) != previous_term:\n            return None\n        if entries:",
         "        if self.term_at(previous_index) is None:\n            return None\n        if entries:",
-        profile="elections", is_quick=False, seeds_max=400,
+        profile="elections",
     ),
     Mutation(
         "cut the log at every append", "quorate_raft.core.log",
@@ -201,7 +201,7 @@ MUTATIONS = (
         "renew a lease and leave its checkpoint", "quorate_store.lease_keeper",
         "        await self._clear_checkpoints(lessor, term, leases)\n",
         "",
-        profile="network", is_quick=False, seeds_max=400,
+        profile="network", is_quick=False, seeds_max=200,
     ),
     Mutation(
         "keep entries that a snapshot has replaced", "quorate_raft.runtime.wal",

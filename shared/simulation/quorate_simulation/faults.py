@@ -122,6 +122,7 @@ class Faults:
             Fault.JUMP: self._jump,
             Fault.BURST: self._burst,
             Fault.TRANSFER: self._transfer,
+            Fault.CHANGE_AT_ONCE: self._change_at_once,
             Fault.ADD: self._add,
             Fault.PROMOTE: self._promote,
             Fault.REMOVE: self._remove,
@@ -222,15 +223,11 @@ class Faults:
 
     async def _short_reign(self) -> None:
         """Whoever is elected next loses it at once, with what it has just begun half done."""
-        before = self._reigns()
-        end_s = self._world.loop.true_time_s + FAULT_S_MAX
-        while not (new := self._reigns() - before):
-            if self._world.loop.true_time_s > end_s:
-                return
-            await asyncio.sleep(REIGN_POLL_S)
-        name = min(new)[1]
+        member = await self._next_leader()
+        if member is None:
+            return
+        name = member.name
         await asyncio.sleep(self._chance.skewed(REIGN_S_MIN, REIGN_S_MAX))
-        member = self._world.members[name]
         way = self._chance.one_of(("kill", "pause", "mute"))
         if way == "kill":
             member.is_wanted = False
@@ -242,6 +239,16 @@ class Faults:
             await self._pause_one(member)
         else:
             await self._cut([(name, other) for other in self._names() if other != name], both_ways=False)
+
+    async def _next_leader(self) -> Member | None:
+        """Whoever is elected next; None when nobody is for a while."""
+        before = self._reigns()
+        end_s = self._world.loop.true_time_s + FAULT_S_MAX
+        while not (new := self._reigns() - before):
+            if self._world.loop.true_time_s > end_s:
+                return None
+            await asyncio.sleep(REIGN_POLL_S)
+        return self._world.members[min(new)[1]]
 
     def _reigns(self) -> set[tuple[int, MemberName]]:
         nodes = [(member.name, member.node) for member in self._living()]
@@ -330,6 +337,18 @@ class Faults:
             lambda member: member.ask(lambda parts: parts.driver.transfer_leadership(to, ADMIN_TIMEOUT_S)),
         )
 
+    async def _change_at_once(self) -> None:
+        """Ask a new leader before it knows what is committed."""
+        member = await self._next_leader()
+        node = None if member is None else member.node
+        if member is None or node is None or not member.is_serving:
+            return
+        others, learners = node.membership.others(member.name), node.membership.learners
+        if learners and self._chance.happens(0.5):
+            await self._change(PromoteLearner(self._chance.one_of(learners)), member)
+        elif len(node.membership.voters) > VOTERS_MIN:
+            await self._change(RemoveMember(self._chance.one_of(others)), member)
+
     async def _add(self) -> None:
         if len(self._world.members) < MEMBERS_MAX:
             member = self._world.add_machine()
@@ -350,18 +369,21 @@ class Faults:
     def _known_learners(self) -> list[tuple[MemberName, ...]]:
         return [member.node.membership.learners for member in self._living() if member.node is not None]
 
-    async def _change(self, change: MembershipChange) -> None:
+    async def _change(self, change: MembershipChange, asked: Member | None = None) -> None:
         kind = {AddLearner: "add", PromoteLearner: "promote", RemoveMember: "remove"}[type(change)]
         await self._administer(
             f"{kind} {change.name}",
             lambda member: member.ask(lambda parts: parts.driver.change_membership(change, ADMIN_TIMEOUT_S)),
+            asked,
         )
 
-    async def _administer(self, what: str, work: Callable[[Member], Awaitable[object]]) -> None:
+    async def _administer(
+        self, what: str, work: Callable[[Member], Awaitable[object]], asked: Member | None = None
+    ) -> None:
         serving = [member for member in self._living() if member.is_serving]
         if not serving:
             return
-        member = self._chance.one_of(serving)
+        member = asked or self._chance.one_of(serving)
         try:
             async with asyncio.timeout(2 * ADMIN_TIMEOUT_S):
                 await work(member)

@@ -248,7 +248,7 @@ class Invariants:
         if committed_term != term:
             raise InvariantBroken(
                 "only entries of the own term are counted",
-                f"{name} leads term {term}, and has committed entry {log.commit_index} of term {committed_term} by itself",
+                f"{name} leads term {term}, and has committed entry {log.commit_index} of term {committed_term} itself",
             )
 
     def _require_one_change(self, name: MemberName, log: RaftLog) -> None:

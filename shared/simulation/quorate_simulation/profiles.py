@@ -28,6 +28,7 @@ class Fault(StrEnum):
     JUMP = "clock jump"
     BURST = "burst of writes"
     TRANSFER = "transfer"
+    CHANGE_AT_ONCE = "change by a new leader"
     ADD = "add a learner"
     PROMOTE = "promote"
     REMOVE = "remove"
@@ -106,6 +107,8 @@ PROFILES = {
             fault_interval_s=0.4,
             faults={
                 **_MEMBERSHIP,
+                Fault.CHANGE_AT_ONCE: 6,
+                Fault.BAD_LINKS: 3,
                 Fault.KILL: 2,
                 Fault.POWER_LOSS: 1,
                 Fault.SPLIT: 3,

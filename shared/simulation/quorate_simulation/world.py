@@ -323,7 +323,9 @@ class World:
 def run_seed(seed: int, profile: Profile) -> Result:
     """Run one seed in a private folder, which is gone afterwards."""
     parent = RAM_FOLDER if RAM_FOLDER.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="quorate-sim-", dir=parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="quorate-sim-", dir=parent) as folder, warnings.catch_warnings():
+        # Of coroutines that a kill kept from being begun.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         was_collecting = gc.isenabled()
         gc.disable()  # a coroutine that is thrown away in the middle of a run would run on
         try:
@@ -331,9 +333,7 @@ def run_seed(seed: int, profile: Profile) -> Result:
         finally:
             if was_collecting:
                 gc.enable()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that a kill kept from being begun
-                gc.collect()
+            gc.collect()
 
 
 @contextmanager

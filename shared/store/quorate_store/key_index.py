@@ -77,16 +77,21 @@ class Histories:
     def get(self, key: bytes) -> History | None:
         return self._shards[hash(key) & _SHARD_MASK].get(key)
 
-    def append(self, key: bytes, at: Position) -> None:
-        """`at` is newer than what the key's history ends with."""
+    def append(self, key: bytes, at: Position) -> Position:
+        """Returns what the key's history ended with before. Raises InvariantViolation when `at` is not newer."""
         shard = self._shards[hash(key) & _SHARD_MASK]
         history = shard.get(key)
         if history is None:
             shard[key] = at
-        elif isinstance(history, int):
+            return NOWHERE
+        last = history if isinstance(history, int) else history[-1]
+        if at <= last:
+            raise InvariantViolation(f"a change of {key!r} at {main_of(at)}, which is not after {main_of(last)}")
+        if isinstance(history, int):
             shard[key] = [history, at]
         else:
             history.append(at)
+        return last
 
     def remove(self, key: bytes, at: Position) -> bool:
         """Drop one position; True when it was the key's last one. Raises InvariantViolation for one that is not
@@ -134,18 +139,15 @@ class KeyIndex:
 
     def record(self, key: bytes, at: Position) -> None:
         """Append a change. Raises InvariantViolation when it is not newer than the key's last."""
-        history = self._histories.get(key)
-        last = NOWHERE if history is None else _last(history)
-        if at <= last:
-            raise InvariantViolation(f"a change of {key!r} at {main_of(at)}, which is not after {main_of(last)}")
+        last = self._histories.append(key, at)
         if last == NOWHERE:
             if is_deletion(at):
                 raise InvariantViolation(f"a deletion at {main_of(at)} of the key {key!r}, which was never there")
             self._keys.add(key)
-        self._histories.append(key, at)
-        if is_deletion(at):
+            self._live.add(key)
+        elif is_deletion(at):
             self._live.remove(key)
-        elif last == NOWHERE or is_deletion(last):
+        elif is_deletion(last):
             self._live.add(key)
 
     def newest(self, key: bytes) -> Position:
