@@ -100,6 +100,7 @@ MUTATIONS = (
         "serve reads before anything is committed in the term", "quorate_raft.core.replication",
         "if not (member.has_committed_in_term and member.reads.ask(asker, context)):",
         "if not member.reads.ask(asker, context):",
+        is_quick=False,
     ),
     Mutation(
         "apply before durable", "quorate_raft.core.log",
@@ -167,7 +168,7 @@ MUTATIONS = (
         "change the membership before anything is committed in the term", "quorate_raft.core.reconfiguration",
         "    if not member.has_committed_in_term:\n",
         "    if member.has_committed_in_term is None:\n",
-        profile="membership", is_quick=False, seeds_max=1000,
+        profile="membership",
     ),
     Mutation(
         "cut the log past its snapshot", "quorate_raft.runtime.wal",
