@@ -87,7 +87,7 @@ MUTATIONS = (
         "forget the vote at a restart", "quorate_raft.core.state",
         "self.vote = hard_state.vote if self.term == hard_state.term else NO_MEMBER",
         "self.vote = NO_MEMBER",
-        profile="crashes", is_quick=False, seeds_max=300,
+        profile="reigns",
     ),
     Mutation(
         "serve a read without a quorum", "quorate_raft.core.replication",

@@ -115,6 +115,7 @@ class Faults:
             Fault.CUT_ONE_WAY: lambda: self._cut_pair(both_ways=False),
             Fault.ISOLATE_LEADER: self._isolate_leader,
             Fault.SHORT_REIGN: self._short_reign,
+            Fault.KILL_VOTER: self._kill_voter,
             Fault.BAD_LINKS: self._bad_links,
             Fault.SLOW_DISK: self._slow_disk,
             Fault.FULL_DISK: self._full_disk,
@@ -239,6 +240,17 @@ class Faults:
             await self._pause_one(member)
         else:
             await self._cut([(name, other) for other in self._names() if other != name], both_ways=False)
+
+    async def _kill_voter(self) -> None:
+        """Whoever votes next for somebody else is killed as soon as its vote is durable; it is back while others still
+        ask for it."""
+        before = {member.name: member.durable.hard_state.term for member in self._living()}
+        end_s = self._world.loop.true_time_s + FAULT_S_MAX
+        while not (voters := [member for member in self._living() if _has_voted(member, before.get(member.name, 0))]):
+            if self._world.loop.true_time_s > end_s:
+                return
+            await asyncio.sleep(REIGN_POLL_S)
+        voters[0].kill("has voted, and is killed")
 
     async def _next_leader(self) -> Member | None:
         """Whoever is elected next; None when nobody is for a while."""
@@ -393,3 +405,9 @@ class Faults:
             self._note("operator", f"{what}, asked of {member.name}: not done, or not known: {error}")
         else:
             self._note("operator", f"{what}, asked of {member.name}: done")
+
+
+def _has_voted(member: Member, since_term: int) -> bool:
+    """For somebody else, in a term after `since_term`."""
+    kept = member.durable.hard_state
+    return kept.term > since_term and kept.vote not in ("", member.name)

@@ -21,6 +21,7 @@ class Fault(StrEnum):
     CUT_ONE_WAY = "one-way cut"
     ISOLATE_LEADER = "isolate the leader"
     SHORT_REIGN = "short reign"
+    KILL_VOTER = "kill a voter"
     BAD_LINKS = "bad links"
     SLOW_DISK = "slow disk"
     FULL_DISK = "full disk"
@@ -94,6 +95,7 @@ PROFILES = {
             fault_interval_s=0.3,
             faults={
                 Fault.SHORT_REIGN: 20,
+                Fault.KILL_VOTER: 15,
                 Fault.BURST: 10,
                 Fault.SLOW_DISK: 6,
                 Fault.BAD_LINKS: 6,
