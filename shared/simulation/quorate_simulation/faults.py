@@ -30,7 +30,8 @@ DELICATE_FILES = (
     "runtime/wal.py", "runtime/snapshots.py", "runtime/snapshotting.py", "runtime/driver.py", "quorate_store/state.py",
     "quorate_store/generations.py",
 )  # fmt: skip
-"""Where a process may not die at any other time without leaving its disk whole."""
+"""Where it matters most at which line a process dies."""
+DELICATE_LINES_MAX = 300
 REIGN_S_MIN = 0.0005
 REIGN_S_MAX = 0.2
 REIGN_POLL_S = 0.002
@@ -166,7 +167,8 @@ class Faults:
         if member is None or process is None:
             return
         process.kill_in = self._chance.one_of(("", *DELICATE_FILES))
-        process.kill_after_lines = int(self._chance.skewed(1, LINES_MAX if not process.kill_in else LINES_MAX / 20))
+        lines = self._chance.randrange(1, DELICATE_LINES_MAX) if process.kill_in else self._chance.skewed(1, LINES_MAX)
+        process.kill_after_lines = int(lines)
         self._note(
             member.name,
             f"dies after {process.kill_after_lines} more lines {f'of {process.kill_in}' * bool(process.kill_in)}",

@@ -2,11 +2,15 @@
 much; with real files and real sockets."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from quorate_core.errors import OutcomeUnknown
-from quorate_raft.runtime.snapshots import DamagedSnapshot
+from quorate_core.errors import OutcomeUnknown, TooManyRequests
+from quorate_raft.core.messages import AppendRequest
+from quorate_raft.runtime.ports import SnapshotOffer
+from quorate_raft.runtime.snapshots import DamagedSnapshot, Manifest
 from quorate_raft.runtime.wal import holds_log
 from support.raft_members import PATIENCE_S, RunningCluster, RunningMember, running_cluster
 
@@ -188,3 +192,43 @@ async def test_a_disk_without_room_for_a_snapshot_leaves_the_log_and_the_member_
         assert not member.failures
         member.machine.save_snapshot = save  # type: ignore[method-assign]
         await write_until_cut(cluster, "a", above=1)
+
+
+async def newest_snapshot(cluster: RunningCluster, name: str, folder: Path) -> tuple[Manifest, bytes]:
+    """As it is on the disk of `name`, which takes no other one meanwhile."""
+    await write_until_cut(cluster, name, above=cluster[name].driver.status().first_index)
+    manifest = folder / files(folder, "snapshot-*.json")[-1]
+    return msgspec.json.decode(manifest.read_bytes(), type=Manifest), manifest.with_suffix(".mdb").read_bytes()
+
+
+async def test_a_second_snapshot_does_not_replace_one_that_waits_for_a_slow_disk(tmp_path: Path) -> None:
+    async with running_cluster("abc", tmp_path, **OFTEN) as cluster:
+        follower = await cut_off_follower(cluster)
+        leader = await cluster.leader(other_than=follower.name)
+        term = leader.driver.status().term + 1
+        older = await newest_snapshot(cluster, leader.name, tmp_path / leader.name)
+        newer = await newest_snapshot(cluster, leader.name, tmp_path / leader.name)
+        assert older[0].meta.index < newer[0].meta.index
+
+        async def offer(manifest: Manifest, data: bytes) -> None:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield data
+
+            said = SnapshotOffer(term, manifest.meta, manifest.size_bytes, manifest.checksum)
+            await follower.driver.on_snapshot(leader.name, said, chunks())
+
+        follower.disk.let_go.clear()
+        # A new term is to be persisted first, and so the snapshot's turn does not come.
+        follower.driver.on_message(AppendRequest(leader.name, follower.name, term, 10**6, term, (), 0))
+        await offer(*older)
+        with pytest.raises(TooManyRequests):
+            await offer(*newer)
+        follower.disk.let_go.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while follower.machine.applied_index < older[0].meta.index:
+                follower.machine.changed.clear()
+                await follower.machine.changed.wait()
+        assert not follower.failures
+        heal(cluster)
+        await settle(cluster)
+        assert follower.machine.words == (await cluster.leader()).machine.words
