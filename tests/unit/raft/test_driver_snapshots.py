@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from quorate_core.errors import OutcomeUnknown, TooManyRequests
-from quorate_raft.core.messages import AppendRequest
-from quorate_raft.runtime.ports import SnapshotOffer
+from quorate_core.errors import OutcomeUnknown, TooManyRequests, Unavailable
+from quorate_raft.core.messages import AppendRequest, AppendResponse, Message
+from quorate_raft.runtime.ports import ReadPart, SnapshotOffer
 from quorate_raft.runtime.snapshots import DamagedSnapshot, Manifest
 from quorate_raft.runtime.wal import holds_log
 from support.raft_members import PATIENCE_S, RunningCluster, RunningMember, running_cluster
@@ -136,6 +136,34 @@ async def test_a_snapshot_that_breaks_off_is_sent_again(tmp_path: Path) -> None:
         heal(cluster)
         await settle(cluster)
         assert broken.is_set() or leader is not await cluster.leader()
+        assert follower.machine.words == (await cluster.leader()).machine.words
+
+
+async def test_a_snapshot_whose_receipt_is_lost_is_not_sent_for_ever(tmp_path: Path) -> None:
+    """The follower has it, and says so when it is offered again; the log brings the rest."""
+    async with running_cluster("abc", tmp_path, **OFTEN) as cluster:
+        follower = await cut_off_follower(cluster)
+        leader = await cluster.leader(other_than=follower.name)
+        lost: list[str] = []
+        send_snapshot, send = leader.network.send_snapshot, follower.network.send
+
+        async def send_and_lose(to: str, offer: SnapshotOffer, read: ReadPart) -> None:
+            await send_snapshot(to, offer, read)
+            if not lost:
+                lost.append("the answer")
+                raise Unavailable("the connection broke before the answer came")
+
+        def send_but_once(message: Message) -> None:
+            if isinstance(message, AppendResponse) and lost == ["the answer"] and not message.rejected:
+                lost.append("the message")
+            else:
+                send(message)
+
+        follower.network.send = send_but_once  # type: ignore[method-assign]
+        leader.network.send_snapshot = send_and_lose  # type: ignore[method-assign]
+        heal(cluster)
+        await settle(cluster)
+        assert len(lost) == 2 or leader is not await cluster.leader()
         assert follower.machine.words == (await cluster.leader()).machine.words
 
 

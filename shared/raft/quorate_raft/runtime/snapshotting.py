@@ -113,15 +113,17 @@ class SnapshotKeeper:
             self._tasks.start(self._send(to), f"send snapshot to {to}")
 
     async def receive(self, sender: MemberName, offer: SnapshotOffer, chunks: AsyncIterator[bytes]) -> SnapshotMeta:
-        """Make an offered snapshot durable. Raises Conflict for one that nobody needs any more, TooManyRequests while
-        another one comes, and QuorateError for one that is not whole."""
+        """Make an offered snapshot durable, or find that it is not needed. Raises Conflict for one of a leader that was
+        deposed, TooManyRequests while another one comes, and QuorateError for one that is not whole."""
         node, snapshot = self._node, offer.snapshot
         if offer.term < node.standing.term:
             raise Conflict(
                 f"{self._name} is in term {node.standing.term}, and the snapshot is of a leader of {offer.term}"
             )
         if snapshot.index <= node.log.commit_index:
-            raise Conflict(f"{self._name} has entry {snapshot.index} already")
+            # It was taken over, and the answer lost; or the log has brought it all. NB: a leader that does not hear so
+            # sends it again, for ever.
+            return snapshot
         if node.membership.is_empty and snapshot.membership.is_voter(self._name):
             forgotten = ForgottenMember.named(self._name)
             self._on_failure(forgotten)
