@@ -33,6 +33,7 @@ from quorate_core.errors import (
     Unavailable,
 )
 from quorate_core.metrics import CONTENT_TYPE, render_metrics
+from quorate_core.plain_requests import Headers, PlainRequests
 from quorate_core.settings import HostPort
 
 log = structlog.get_logger(__name__)
@@ -139,6 +140,19 @@ def add_raw_endpoint(
     _describe(app, path, {"summary": summary, **schema})
 
 
+@dataclass(frozen=True, slots=True)
+class DirectEndpoint:
+    """A raw endpoint, for a protocol that needs no ASGI to answer a plain request. `answer` takes the body and the
+    headers, and returns the body of a JSON answer with status 200."""
+
+    path: str
+    answer: Callable[[bytes, Headers], Awaitable[bytes]]
+    on_error: Callable[[QuorateError], Response]
+
+    def hide(self, error: Exception, request_id: bytes) -> QuorateError:
+        return _hidden(error, self.path, request_id)
+
+
 class _Api(FastAPI):
     """FastAPI, with a short way past it for raw endpoints: no routing, no middleware, no request or response object.
 
@@ -148,6 +162,19 @@ class _Api(FastAPI):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.raw_endpoints: dict[str, tuple[RawHandler, Callable[[QuorateError], Response]]] = {}
+        self.plain_requests = PlainRequests(self._direct_endpoint)
+
+    def _direct_endpoint(self, path: str, headers: Headers) -> DirectEndpoint | None:
+        """Who answers a request with this head directly. A refusal is made on the usual way."""
+        raw = self.raw_endpoints.get(path)
+        if raw is None or _refusal_of(self.state.surface, {"path": path, "headers": headers}) is not None:
+            return None
+        handler, on_error = raw
+
+        async def answer(body: bytes, _headers: Headers) -> bytes:
+            return await handler(body)
+
+        return DirectEndpoint(path, answer, on_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = self.raw_endpoints.get(scope["path"]) if scope["type"] == "http" else None
@@ -165,7 +192,7 @@ class _Api(FastAPI):
         send: Send,
     ) -> None:
         surface: Surface = self.state.surface
-        request_id = _request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         refusal = _refusal_of(surface, scope)
         response: Response | None
         try:
@@ -207,7 +234,7 @@ class _Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         scope["headers"] = _form_as_json(scope["headers"])
         started = False
 
@@ -301,7 +328,8 @@ def _too_large(body_bytes_max: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body is over the limit of {body_bytes_max} bytes")
 
 
-def _request_id(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The client's `X-Request-Id` if it is one, or a new one."""
     for name, value in headers:
         if (
             name == b"x-request-id"

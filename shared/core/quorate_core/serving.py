@@ -7,6 +7,7 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
+from quorate_core.direct_protocol import DirectHttpProtocol
 from quorate_core.errors import SettingsError
 from quorate_core.http_protocol import BoundedHttpProtocol
 from quorate_core.settings import HostPort
@@ -53,7 +54,7 @@ class HttpServer:
         listener: socket.socket,
         stopping: asyncio.Event,
         tasks: TaskOwner,
-        protocol: type[BoundedHttpProtocol] = BoundedHttpProtocol,
+        protocol: type[BoundedHttpProtocol] = DirectHttpProtocol,
     ) -> None:
         config = uvicorn.Config(
             app, loop="none", http=protocol, ws="none", lifespan="on", log_config=None, access_log=False,
