@@ -23,6 +23,7 @@ from quorate_cli.run_state import read_run_state
 from quorate_cli.tables import cluster_table, members_table, show
 
 POLL_INTERVAL_S = 0.5
+REMOVAL_LOOKS_MAX = 10
 CAUGHT_UP_LAG_ENTRIES_MAX = 100
 """`add --wait` is content with this: under writes, the last few entries are always on their way."""
 _JSON = {"content-type": "application/json"}
@@ -203,15 +204,17 @@ def _change(
 
 
 def _remove(control_plane: ControlPlane, name: str) -> MemberList:
-    """NB: when it is the removed member that was asked, the others hang up on it, perhaps before it has their answer.
-    So a lost answer is looked into here: that `name` is gone for good can be read."""
+    """An answer that was lost is looked into here: that `name` is gone for good can be read."""
     try:
         return _change(control_plane, MemberList, "DELETE", None, "members", name)
     except OutcomeUnknown:
-        found = _members(control_plane)
-        if name not in found.removed:
-            raise
-        return found
+        # NB: the node that is asked may not have heard of it yet, least of all if it is the one that was removed.
+        for _ in range(REMOVAL_LOOKS_MAX):
+            found = _members(control_plane)
+            if name in found.removed:
+                return found
+            time.sleep(POLL_INTERVAL_S)
+        raise
 
 
 def _tell_supervisor(name: str, layout: Layout | None) -> None:

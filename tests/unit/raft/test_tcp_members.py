@@ -216,6 +216,33 @@ async def test_what_belongs_to_a_peer_ends_with_it() -> None:
         assert "c" not in counters("a")
 
 
+async def test_a_member_that_asks_for_its_own_removal_gets_the_answer_and_is_not_listened_to_any_more() -> None:
+    async with trio() as (built, a, _b, c):
+
+        async def remove(_method: str, _payload: bytes) -> bytes:
+            a.network.set_members(voters(built, "ab", removed="c"))
+            c.network.send(heartbeat("c", "a"))
+            return b"removed"
+
+        a.receiver.handler = remove
+        assert await c.network.call("a", "remove me", b"", PATIENCE_S) == b"removed"
+        await until(lambda: all(link.peer != "c" for link in a.links if link.is_ready))
+        assert a.receiver.messages.empty()
+
+
+async def test_a_member_that_was_removed_is_hung_up_on_though_its_call_is_never_answered() -> None:
+    async with trio() as (built, a, _b, c):
+
+        async def never(_method: str, _payload: bytes) -> bytes:
+            a.network.set_members(voters(built, "ab", removed="c"))
+            await asyncio.Event().wait()
+            return b""
+
+        a.receiver.handler = never
+        with pytest.raises(OutcomeUnknown, match="broke before it answered"):
+            await c.network.call("a", "any", b"", PATIENCE_S)
+
+
 async def test_members_may_change_while_a_message_of_theirs_is_taken_in() -> None:
     """A configuration is in force as soon as the entry that holds it is here, and it comes in a message."""
     async with trio() as (built, a, b, c):

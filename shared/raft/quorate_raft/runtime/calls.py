@@ -106,6 +106,15 @@ class ServedCalls:
         self._bytes += size_bytes
         task.add_done_callback(self._ended)
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._tasks)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until those that are under way are answered, or for that long."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+
     def cancel(self) -> list["asyncio.Task[None]"]:
         """Those that were still under way, and end now."""
         tasks = list(self._tasks)

@@ -69,6 +69,8 @@ STRANGERS_MAX = 32
 GUESTS_MAX = 18
 """As many as the largest cluster has members, all of whom may be new to one that was away for long."""
 CLOSE_TIMEOUT_S = 1.0
+FORGET_GRACE_S = 1.0
+"""A member that asked for its own removal gets the answer before it is hung up on."""
 
 log = structlog.get_logger(__name__)
 
@@ -267,9 +269,18 @@ class TcpNetwork:
         if peer.dialling is not None:
             peer.dialling.cancel()
         for link in (*peer.incoming.values(), *peer.streams):
-            link.abort("the peer is gone from the configuration")
+            if link.purpose is Purpose.MESSAGES and peer.served.is_busy:
+                self._tasks.start(self._hang_up_after_answers(peer, link), f"last answers to {peer.name}")
+            else:
+                link.abort("the peer is gone from the configuration")
         with contextlib.suppress(KeyError):  # two members of one name in one process share a counter
             metrics.MESSAGES_DROPPED.remove(self._config.name, peer.name)
+
+    async def _hang_up_after_answers(self, peer: _Peer, link: Link) -> None:
+        try:
+            await peer.served.wait(FORGET_GRACE_S)
+        finally:
+            link.close()
 
     def _keep_dialled(self, peer: _Peer) -> None:
         if peer.address is not None:
@@ -391,6 +402,8 @@ class TcpNetwork:
 
     def _on_request(self, peer: _Peer, link: Link, receiver: PeerReceiver, kind: bytes, body: memoryview) -> None:
         """A frame on a link that the peer dialled. Raises InvalidRequest."""
+        if self._peers.get(peer.name) is not peer:
+            return  # it only waits for its last answers
         if kind == MESSAGE:
             receiver.on_message(decode_message(body, peer.name, self._config.name))
         elif kind == CALL:
