@@ -1,10 +1,11 @@
 """Run the tests stage by stage, cheapest first, and say how long each took. A stage that fails stops no other.
 
-Arguments name stages; none means all. A stage's groups run at the same time, each in a process of its own; tests that
-need ports which are fixed before they are bound are all in one group of their stage. The pure members' branch coverage
+Arguments name stages; none means all. A stage's groups run at the same time, each in a process of its own, and take the
+ports which have to be known before they are bound from ranges of their own. The pure members' branch coverage
 is measured in the first group of the `unit` stage, which has all of their tests.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # then take both out of sys.modules; a second asyncio beside the first one cancels nothing any more.
 PURE_MEMBERS = "shared/raft/quorate_raft/core,shared/resilience/quorate_resilience"
 PURE_COVERAGE_PERCENT_MIN = 95
+PORTS_FROM = 15_000
+PORTS_A_GROUP = 8_000
 
 
 Group = tuple[str, ...]
@@ -61,8 +64,8 @@ STAGES = (
     Stage(
         "integration",
         (
-            _within("tests/integration", "cli", "containers", "node", "registry", "services"),
-            ("tests/integration/gateway",),
+            _within("tests/integration", "cli", "containers", "services"),
+            _within("tests/integration", "gateway", "node", "registry"),
         ),
     ),
     Stage("e2e", (("tests/e2e",),)),
@@ -117,17 +120,23 @@ def run_side_by_side(name: str, groups: list[list[str]], commands: list[list[str
         outputs = [Path(folder) / f"{at}.txt" for at in range(1, len(commands))]
         files = [path.open("wb") for path in outputs]
         others = [
-            subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-            for command, file in zip(commands[1:], files, strict=True)
+            subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment(at))
+            for at, (command, file) in enumerate(zip(commands[1:], files, strict=True), start=1)
         ]
         print(f"\n== {name}: {' '.join(groups[0])}", flush=True)
-        codes = [subprocess.run(commands[0], cwd=ROOT, check=False).returncode]
+        codes = [subprocess.run(commands[0], cwd=ROOT, check=False, env=environment(0)).returncode]
         for group, other, file, output in zip(groups[1:], others, files, outputs, strict=True):
             codes.append(other.wait())
             file.close()
             print(f"\n== {name}, at the same time: {' '.join(group)}", flush=True)
             print(output.read_text(errors="replace"), flush=True)
     return not any(codes)
+
+
+def environment(group: int) -> dict[str, str]:
+    """Groups must not hand out each other's ports."""
+    first = PORTS_FROM + group * PORTS_A_GROUP
+    return {**os.environ, "QUORATE_PORT_RANGE": f"{first}-{first + PORTS_A_GROUP - 1}"}
 
 
 def coverage_command() -> list[str]:

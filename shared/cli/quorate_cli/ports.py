@@ -3,18 +3,23 @@
 Ports are handed out below the range from which the kernel takes the local ports of outgoing connections: a client
 that keeps trying to reach a port of that range while nobody listens there may be connected to itself, and then holds
 the very port that the restarted part needs.
+
+`QUORATE_PORT_RANGE` (such as `20000-20999`) names other ones: where a firewall lets only some through, or where several
+who take ports do not know of each other.
 """
 
 import errno
+import os
 import random
 import socket
 from pathlib import Path
 
-from quorate_core.errors import Unavailable
+from quorate_core.errors import SettingsError, Unavailable
 from quorate_core.settings import HostPort
 
 AUTO_PORT_MIN = 15_000
 AUTO_PORT_MAX = 32_000
+RANGE_VARIABLE = "QUORATE_PORT_RANGE"
 _PROBES_MAX = 2_000
 _LISTEN = "0A"
 
@@ -37,9 +42,9 @@ def is_free(address: HostPort) -> bool:
 def free_ports(
     count: int, host: str, random_source: random.Random, excluded: frozenset[int] = frozenset()
 ) -> list[int]:
-    """`count` different ports on `host` that nobody listens on now. Raises Unavailable when there are too few."""
-    ceiling = min(AUTO_PORT_MAX, _ephemeral_port_min())
-    floor = min(AUTO_PORT_MIN, ceiling // 2)
+    """`count` different ports on `host` that nobody listens on now. Raises Unavailable when there are too few, and
+    SettingsError for a range that is none."""
+    floor, ceiling = port_range()
     found: list[int] = []
     for _ in range(_PROBES_MAX):
         if len(found) == count:
@@ -48,6 +53,18 @@ def free_ports(
         if port not in found and port not in excluded and is_free(HostPort(host, port)):
             found.append(port)
     raise Unavailable(f"this machine has no {count} free ports between {floor} and {ceiling}")
+
+
+def port_range() -> tuple[int, int]:
+    """The lowest port that may be handed out, and the one after the highest."""
+    wanted = os.environ.get(RANGE_VARIABLE, "")
+    if not wanted:
+        ceiling = min(AUTO_PORT_MAX, _ephemeral_port_min())
+        return min(AUTO_PORT_MIN, ceiling // 2), ceiling
+    lowest, _, highest = wanted.partition("-")
+    if not (lowest.isdecimal() and highest.isdecimal() and 0 < int(lowest) < int(highest) < 65_536):
+        raise SettingsError(f"{RANGE_VARIABLE} is {wanted!r}; write it as 20000-20999")
+    return int(lowest), int(highest) + 1
 
 
 def _ephemeral_port_min() -> int:

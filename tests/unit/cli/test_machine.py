@@ -13,7 +13,7 @@ from quorate_cli import down, up
 from quorate_cli.layout import Layout
 from quorate_cli.ports import AUTO_PORT_MAX, free_ports, holder_of, is_free
 from quorate_cli.run_state import PartRun, RunState, is_process, read_run_state, start_ticks_of, write_run_state
-from quorate_core.errors import QuorateError
+from quorate_core.errors import QuorateError, SettingsError
 from quorate_core.settings import HostPort
 
 
@@ -52,6 +52,18 @@ def test_a_port_that_is_taken_or_excluded_is_not_handed_out() -> None:
     with socket.create_server(("127.0.0.1", first)):
         chosen = free_ports(5, "127.0.0.1", random.Random(7), frozenset({second}))
     assert not {first, second} & set(chosen)
+
+
+def test_ports_are_taken_from_the_range_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORATE_PORT_RANGE", "20000-20063")
+    assert all(20_000 <= port <= 20_063 for port in free_ports(8, "127.0.0.1", random.Random(7)))
+
+
+@pytest.mark.parametrize("wanted", ["20000", "20010-20000", "0-10", "20000-70000", "a-b", "-1-5"])
+def test_a_range_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setenv("QUORATE_PORT_RANGE", wanted)
+    with pytest.raises(SettingsError, match="write it as 20000-20999"):
+        free_ports(1, "127.0.0.1", random.Random(7))
 
 
 def test_a_process_is_known_by_its_start_and_not_by_its_pid_alone() -> None:
