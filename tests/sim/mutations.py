@@ -194,8 +194,8 @@ MUTATIONS = (
     ),
     Mutation(
         "take a jump of the clock for time that has passed", "quorate_store.lease_keeper",
-        "            if stalled_s > STALL_S_MIN:\n",
-        "            if stalled_s < 0:\n",
+        "if stalled_s > STALL_S_MIN and self._lessor is not None",
+        "if stalled_s < -TICK_INTERVAL_S and self._lessor is not None",
         profile="clocks",
     ),
     Mutation(

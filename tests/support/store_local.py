@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quorate_core.clock import Clock, SystemClock
+from quorate_core.clock import Clock, ManualClock, SystemClock
 from quorate_core.errors import InvalidRequest, OutcomeUnknown, QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_raft.core.messages import Entry
@@ -89,6 +89,9 @@ async def local_store_and_machine(
 ) -> AsyncIterator[tuple[RaftStore, StateMachine]]:
     """The same as `local_store`, with the state machine beside the store, for tests of what lies below the port."""
     failures: list[BaseException] = []
+    if isinstance(clock, ManualClock):
+        # A machine that is busy must not give leases more time than the test's clock does.
+        options.setdefault("loop_time_s", ManualClock().monotonic_s)
     machine = StateMachine(folder / "state", map_bytes=1024**3)
     async with TaskOwner("local-store", failures.append) as tasks:
         store = RaftStore(DirectLog(machine, name), machine, clock or SystemClock(), tasks, **options)

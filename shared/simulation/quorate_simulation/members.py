@@ -266,6 +266,7 @@ class Member:
         store = RaftStore(
             driver, machine, self.clock, tasks,
             history_revisions_kept=tuning.history_revisions_kept, random_bits=chance.getrandbits,
+            loop_time_s=self.clock.monotonic_s,
         )  # fmt: skip
         return Parts(tasks, disk, machine, network, driver, store)
 

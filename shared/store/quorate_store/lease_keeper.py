@@ -3,9 +3,14 @@
 Keepalives are no log entries: a member sends them to the leader, which answers once a majority has confirmed that it
 still leads. So no deposed leader promises a lease's life that its successor knows nothing of, and none ends a lease
 either: it must be confirmed before it proposes that, and the entry holds in its own term only.
+
+While the event loop stands still (a paused process, a suspended machine), no keepalive can come in, so that time does
+not count. It can stand still at any await: a task of its own therefore notes, tick by tick, that the loop lives, and
+whoever is about to believe the clock looks first how long ago that was.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -48,13 +53,24 @@ _status_decoder = msgspec.msgpack.Decoder(LeaseStatus)
 class LeaseKeeper:
     """Make it before the log starts, so that it hears of the first leadership; then let `run` run."""
 
-    def __init__(self, replicated_log: ReplicatedLog, machine: StateMachine, clock: Clock) -> None:
+    def __init__(
+        self,
+        replicated_log: ReplicatedLog,
+        machine: StateMachine,
+        clock: Clock,
+        loop_time_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`loop_time_s`: by which it shows that the event loop stood still, whatever clock leases go by. NB: not the
+        loop's own time, which uvloop reads once an iteration."""
         self._log = replicated_log
         self._machine = machine
         self._clock = clock
+        self._loop_time_s = loop_time_s
         self._lessor: Lessor | None = None
         """Only while this member leads."""
         self._term = 0
+        self._alive_s = 0.0
+        """When the event loop was last seen to live; 0: never yet."""
         self._settled = asyncio.Event()
         """Clear while the end of expiring leases is being proposed."""
         self._settled.set()
@@ -84,20 +100,33 @@ class LeaseKeeper:
             raise DeadlineExceeded(f"the leader did not say in time what is left of lease {lease}") from error
         return _status_decoder.decode(answer)
 
+    async def watch_stalls(self, wait: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Note that the event loop lives, until cancelled."""
+        while True:
+            self._note_stall()
+            await wait(TICK_INTERVAL_S)
+
+    def _note_stall(self) -> None:
+        now_s = self._loop_time_s()
+        stalled_s = now_s - self._alive_s - TICK_INTERVAL_S
+        is_first, self._alive_s = self._alive_s == 0.0, now_s
+        if stalled_s > STALL_S_MIN and self._lessor is not None and not is_first:
+            self._lessor.add_stall(stalled_s)
+
+    def _now_s(self) -> float:
+        """By the clock that leases go by, with no stall before it that the lessor does not know of."""
+        now_s = self._clock.monotonic_s()
+        self._note_stall()
+        return now_s
+
     async def run(self, wait: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Expire and checkpoint until cancelled."""
-        loop = asyncio.get_running_loop()
+        """Expire and checkpoint until cancelled; `watch_stalls` runs beside it."""
         postponed = ""
         while True:
-            expected_s = loop.time() + TICK_INTERVAL_S
             await wait(TICK_INTERVAL_S)
-            # Measured on the loop's own clock: it is the loop that stood still, whatever clock leases go by.
-            stalled_s = loop.time() - expected_s
             lessor = self._lessor
             if lessor is None:
                 continue
-            if stalled_s > STALL_S_MIN:
-                lessor.add_stall(stalled_s)
             try:
                 await self._expire_due(lessor)
                 await self._checkpoint_due(lessor)
@@ -114,7 +143,7 @@ class LeaseKeeper:
         if not is_leader:
             self._lessor = None
             return
-        lessor, now_s = Lessor(), self._clock.monotonic_s()
+        lessor, now_s = Lessor(), self._now_s()
         for lease, row in self._machine.leases:
             lessor.add_inherited(lease, row.generation, row.ttl_s, row.remaining_ms, now_s)
         self._lessor = lessor
@@ -134,10 +163,10 @@ class LeaseKeeper:
         for lease in applied.leases_granted:
             row = self._machine.leases.get(lease)
             if row is not None:
-                lessor.add_granted(lease, row.generation, row.ttl_s, self._clock.monotonic_s())
+                lessor.add_granted(lease, row.generation, row.ttl_s, self._now_s())
 
     async def _expire_due(self, lessor: Lessor) -> None:
-        due = lessor.due(self._clock.monotonic_s())
+        due = lessor.due(self._now_s())
         if not due:
             return
         self._settled.clear()
@@ -161,7 +190,7 @@ class LeaseKeeper:
                 raise
 
     async def _checkpoint_due(self, lessor: Lessor) -> None:
-        due = lessor.checkpoints_due(self._clock.monotonic_s())
+        due = lessor.checkpoints_due(self._now_s())
         if due and lessor is self._lessor:
             await self._propose(LeaseCheckpoint(self._term, tuple(due)))
 
@@ -191,7 +220,7 @@ class LeaseKeeper:
         while any(lessor.is_expiring(lease) for lease in leases) and lessor is self._lessor:
             await self._settled.wait()
         self._require_leading(lessor)
-        now_s = self._clock.monotonic_s()
+        now_s = self._now_s()
         unknown = [lease for lease in leases if not lessor.renew(lease, now_s)]
         await self._clear_checkpoints(lessor, term, leases)
         return _encode(unknown)
@@ -216,5 +245,5 @@ class LeaseKeeper:
         await self._confirmed_term(lessor)
         await self._log.read_index(CONFIRM_TIMEOUT_S)
         self._require_leading(lessor)
-        remaining_s = lessor.remaining_s(lease, self._clock.monotonic_s())
+        remaining_s = lessor.remaining_s(lease, self._now_s())
         return _encode(self._machine.lease_status(lease, remaining_s, keys=keys))

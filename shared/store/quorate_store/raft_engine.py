@@ -3,6 +3,7 @@ here, after a linearizable barrier unless the caller says otherwise."""
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -67,6 +68,7 @@ class RaftStore:
         quota_bytes: int = QUOTA_BYTES_DEFAULT,
         history_revisions_kept: int = HISTORY_REVISIONS_KEPT_DEFAULT,
         random_bits: Callable[[int], int] = secrets.randbits,
+        loop_time_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = replicated_log
         self._machine = machine
@@ -75,7 +77,7 @@ class RaftStore:
         self._feed = WatchFeed(machine)
         machine.add_applied_listener(self._feed.on_applied)
         machine.add_replaced_listener(self._feed.on_replaced)
-        self._leases = LeaseKeeper(replicated_log, machine, clock)
+        self._leases = LeaseKeeper(replicated_log, machine, clock, loop_time_s)
         self._maintenance = Maintenance(
             replicated_log, machine, lambda: self._leases.is_leading,
             quota_bytes=quota_bytes, history_revisions_kept=history_revisions_kept,
@@ -92,6 +94,7 @@ class RaftStore:
             )
         self._running = [
             self._tasks.start(self._feed.run(), "watch feed"),
+            self._tasks.start(self._leases.watch_stalls(), "lease stalls"),
             self._tasks.start(self._leases.run(), "leases"),
             self._tasks.start(self._maintenance.run(), "maintenance"),
         ]

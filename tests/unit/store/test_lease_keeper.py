@@ -12,6 +12,7 @@ from quorate_core.errors import NotFound, NotProposed, OutcomeUnknown, QuorateEr
 from quorate_core.tasks import TaskOwner
 from quorate_raft.core.messages import Entry
 from quorate_store.commands import Command, LeaseExpire, LeaseGrant, decode_command, encode_command
+from quorate_store.lease_keeper import TICK_INTERVAL_S
 from quorate_store.leases import PROMOTION_GRACE_S
 from quorate_store.model import EventKind
 from quorate_store.raft_engine import RaftStore
@@ -87,7 +88,12 @@ class SteeredLog(DirectLog):
 
 
 class Scene:
-    def __init__(self, log: SteeredLog, machine: StateMachine, store: RaftStore, clock: ManualClock) -> None:
+    """`clock` is what leases go by; `loop_clock` shows whether the event loop stands still."""
+
+    def __init__(
+        self, log: SteeredLog, machine: StateMachine, store: RaftStore, clock: ManualClock, loop_clock: ManualClock
+    ) -> None:
+        self.loop_clock = loop_clock
         self.log = log
         self.machine = machine
         self.store = store
@@ -110,12 +116,12 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def staged(folder: Path) -> AsyncIterator[Scene]:
     failures: list[BaseException] = []
     machine = StateMachine(folder / "state", map_bytes=64 * 1024 * 1024)
-    clock, log = ManualClock(), SteeredLog(machine)
+    clock, loop_clock, log = ManualClock(), ManualClock(), SteeredLog(machine)
     async with TaskOwner("scene", failures.append) as tasks:
-        store = RaftStore(log, machine, clock, tasks)
+        store = RaftStore(log, machine, clock, tasks, loop_time_s=loop_clock.monotonic_s)
         await store.start()
         try:
-            yield Scene(log, machine, store, clock)
+            yield Scene(log, machine, store, clock, loop_clock)
         finally:
             await store.close()
     machine.close()
@@ -184,6 +190,28 @@ async def test_an_end_proposed_by_a_deposed_leader_is_void(scene: Scene) -> None
     await until(lambda: isinstance(scene.log.proposed[-1], LeaseExpire))
     assert scene.machine.leases.get(lease) is not None
     assert (await scene.store.range(b"k")).count == 1
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_time_in_which_the_event_loop_stood_still_does_not_count(scene: Scene, is_busy: bool) -> None:
+    """Wherever it stood still: also while the end of another lease waited to be agreed on."""
+    lease = (await scene.store.lease_grant(10)).lease
+    short = (await scene.store.lease_grant(2)).lease
+    if is_busy:
+        scene.log.before_append.clear()
+        scene.clock.advance(3)
+        await until(lambda: scene.log.waiting_to_append == 1)
+    left_s = (await scene.store.lease_time_to_live(lease)).remaining_ttl_s
+    for clock in (scene.clock, scene.loop_clock):
+        clock.advance(60)
+    scene.log.before_append.set()
+    await ticks(scene.store)
+    assert lease in scene.machine.leases
+    left_now_s = (await scene.store.lease_time_to_live(lease)).remaining_ttl_s
+    assert left_s - 2 * TICK_INTERVAL_S <= left_now_s <= left_s
+    assert (short in scene.machine.leases) is not is_busy
+    scene.clock.advance(left_now_s)
+    await until(lambda: lease not in scene.machine.leases)
 
 
 async def test_a_new_leader_gives_every_lease_its_whole_time(scene: Scene) -> None:
