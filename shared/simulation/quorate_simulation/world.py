@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,15 +228,9 @@ class World:
         """Every member of the cluster takes a write; the others are taken away."""
         try:
             async with asyncio.timeout(PROGRESS_S_MAX):
-                membership = await self._final_membership()
                 for member in list(self.members.values()):
-                    if member.name in membership:
-                        await self._require_write(member)
-                    elif member.name in membership.removed:
-                        await self._until(partial(_is_removed, member))
-                    else:
-                        member.is_wanted = False
-                        member.kill("was never added, and is not needed")
+                    while not await self._has_its_place(member):  # noqa: ASYNC110 - as an operator looks again
+                        await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             raise InvariantBroken(
                 "progress",
@@ -245,17 +238,24 @@ class World:
                 f"removed; {self._standings()}",
             ) from error
 
-    async def _final_membership(self) -> Membership:
-        while True:
-            for member in self.members.values():
-                node = member.node
-                if member.is_serving and node is not None and node.is_leader and node.has_committed_in_term:
-                    return node.contacts
-            await asyncio.sleep(POLL_S)
+    async def _has_its_place(self, member: Member) -> bool:
+        membership = await self._newest_membership()
+        if member.name in membership:
+            return not isinstance(await self._try_write(member, f"live/{member.name}".encode()), Outcome)
+        if member.name in membership.removed:
+            return member.is_removed
+        member.is_wanted = False
+        member.kill("was never added, and is not needed")
+        return True
 
-    async def _require_write(self, member: Member) -> None:
-        key = f"live/{member.name}".encode()
-        while isinstance(await self._try_write(member, key), Outcome):  # noqa: ASYNC110 - as a client does
+    async def _newest_membership(self) -> Membership:
+        """A leader's. One that was paused may still believe that it leads an older term."""
+        while True:
+            nodes = [each.node for each in self.members.values() if each.is_serving and each.node is not None]
+            newest_term = max((node.standing.term for node in nodes), default=0)
+            for node in nodes:
+                if node.is_leader and node.standing.term == newest_term and node.has_committed_in_term:
+                    return node.contacts
             await asyncio.sleep(POLL_S)
 
     async def _try_write(self, member: Member, key: bytes) -> object:
@@ -357,10 +357,6 @@ def _capturing(world: World) -> Iterator[None]:
         yield
     finally:
         structlog.configure(**config)
-
-
-def _is_removed(member: Member) -> bool:
-    return member.is_removed
 
 
 def _standing(member: Member) -> str:
