@@ -10,8 +10,8 @@ import pytest
 from support.repository import Member, members
 
 MEMBERS = pytest.mark.parametrize("member", members(), ids=lambda member: member.folder.name)
-# Loaded by name at run time, and so never imported: by uvicorn's `http="httptools"`.
-LOADED_BY_NAME = {"quorate-core": {"httptools"}}
+# Loaded by name at run time, and so never imported: by uvicorn's `http="httptools"` and `ws="websockets-sansio"`.
+LOADED_BY_NAME = {"quorate-core": {"httptools", "websockets"}}
 
 
 def canonical(name: str) -> str:

@@ -1,7 +1,8 @@
 """What every HTTP surface of the platform shares: problem+json, request ids, body limits, protected mode, health.
 
 `create_app` gives a FastAPI application with all of it. Hot endpoints bypass FastAPI: `add_raw_endpoint` mounts a
-function from bytes to bytes beside the others and describes it in the same OpenAPI document.
+function from bytes to bytes beside the others and describes it in the same OpenAPI document, and `add_raw_stream` one
+from a stream of bytes to another.
 """
 
 import asyncio
@@ -29,20 +30,45 @@ from quorate_core.errors import (
     PayloadTooLarge,
     Problem,
     QuorateError,
+    RequestTimedOut,
     Unauthenticated,
     Unavailable,
 )
 from quorate_core.metrics import CONTENT_TYPE, render_metrics
 from quorate_core.plain_requests import Headers, PlainRequests
+from quorate_core.raw_streams import (
+    Channel,
+    Exchange,
+    LastLine,
+    OnError,
+    PostChannel,
+    RawStream,
+    StreamHandler,
+    StreamSession,
+    WebSocketChannel,
+    accept_websocket,
+    as_exchange,
+    refuse_websocket,
+)
 from quorate_core.settings import HostPort
 
 log = structlog.get_logger(__name__)
 
 BODY_BYTES_MAX = 2 * 1024 * 1024
+BODY_TIMEOUT_S = 30.0
+"""For a body to come whole: the largest that a node takes, at 1 Mbit/s. Those of raw streams have no end."""
 REQUEST_ID_CHARS_MAX = 128
 _CURL_FORM = (b"content-type", b"application/x-www-form-urlencoded")
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 
+_PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error, as RFC 9457 has it",
+        "content": {Problem.media_type: {"schema": Problem.schema}},
+    }
+}
+"""What every operation may answer. FastAPI describes an answer to wrong requests of its own otherwise, which is never
+given here."""
 _PROCESS_ID_PART = secrets.token_hex(4).encode()
 _REQUEST_NUMBERS = itertools.count(1)
 """Request ids need to be unique, not secret: drawing random bytes for each would cost more than all else about them."""
@@ -50,6 +76,8 @@ _REQUEST_NUMBERS = itertools.count(1)
 Ready = Callable[[], str | None]
 """Says why the process is not ready, or None when it is."""
 RawHandler = Callable[[bytes], Awaitable[bytes]]
+HeadedHandler = Callable[[bytes, Headers], Awaitable[bytes]]
+"""A raw handler that wants the request's headers too; their names are in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +133,12 @@ class Surface:
     ready: Ready = lambda: None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     body_bytes_max: int = BODY_BYTES_MAX
+    body_timeout_s: float = BODY_TIMEOUT_S
 
 
 def create_app(surface: Surface, **fastapi_options: Any) -> FastAPI:
     """A FastAPI application with `/livez`, `/readyz`, `/metrics`, and every error as problem+json."""
-    app = _Api(title=surface.title, **fastapi_options)
+    app = _Api(title=surface.title, responses=_PROBLEM_RESPONSES, **fastapi_options)
     app.state.surface = surface
     app.add_exception_handler(QuorateError, _on_quorate_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -127,27 +156,75 @@ def add_raw_endpoint(
     handler: RawHandler,
     summary: str,
     schema: dict[str, Any],
-    on_error: Callable[[QuorateError], Response] | None = None,
+    on_error: OnError | None = None,
 ) -> None:
     """Mount `handler` at POST `path`, without FastAPI's machinery. `schema` is its OpenAPI operation; `on_error`
     makes the answer to an error where another API than ours is spoken (default: problem+json).
 
     `app` must come from `create_app`. Raises InvariantViolation otherwise.
     """
+    add_headed_endpoint(app, path, lambda body, _headers: handler(body), summary, schema, on_error)
+
+
+def add_headed_endpoint(
+    app: FastAPI,
+    path: str,
+    handler: HeadedHandler,
+    summary: str,
+    schema: dict[str, Any],
+    on_error: OnError | None = None,
+) -> None:
+    """`add_raw_endpoint` for a handler that wants the request's headers too."""
     if not isinstance(app, _Api):
         raise InvariantViolation("raw endpoints need an application made by create_app")
-    app.raw_endpoints[path] = (handler, on_error or problem_response)
-    _describe(app, path, {"summary": summary, **schema})
+    app.raw_endpoints[path] = DirectEndpoint(path, handler, on_error or problem_response)
+    _describe(app, path, {"summary": summary, **schema}, on_error)
+
+
+def add_raw_stream(
+    app: FastAPI,
+    path: str,
+    handler: StreamHandler,
+    summary: str,
+    schema: dict[str, Any],
+    on_error: OnError | None = None,
+    last_line: LastLine | None = None,
+) -> None:
+    """Mount `handler` at POST `path`, and at the same path for WebSockets, as a stream both ways (`raw_streams`): an
+    async generator from the chunks of the body, as they come, to those of the answer, each of whole lines of JSON.
+
+    An error before the first of them is answered by `on_error`; one after it ends the answer with `last_line`, which is
+    the body of `on_error`'s answer unless given. What bounds a body as a whole does not bound a stream: its handler
+    bounds each message. Otherwise as `add_raw_endpoint`.
+    """
+    add_raw_exchange(app, path, as_exchange(handler), summary, schema, on_error, last_line)
+
+
+def add_raw_exchange(
+    app: FastAPI,
+    path: str,
+    exchange: Exchange,
+    summary: str,
+    schema: dict[str, Any],
+    on_error: OnError | None = None,
+    last_line: LastLine | None = None,
+) -> None:
+    """`add_raw_stream` for a handler in which several tasks write to one answer."""
+    if not isinstance(app, _Api):
+        raise InvariantViolation("raw streams need an application made by create_app")
+    respond = on_error or problem_response
+    app.raw_streams[path] = RawStream(exchange, respond, last_line or (lambda error: bytes(respond(error).body)))
+    _describe(app, path, {"summary": summary, **schema}, on_error)
 
 
 @dataclass(frozen=True, slots=True)
 class DirectEndpoint:
-    """A raw endpoint, for a protocol that needs no ASGI to answer a plain request. `answer` takes the body and the
-    headers, and returns the body of a JSON answer with status 200."""
+    """A raw endpoint, as it is mounted, and for a protocol that needs no ASGI to answer a plain request. `answer` takes
+    the body and the headers, and returns the body of a JSON answer with status 200."""
 
     path: str
-    answer: Callable[[bytes, Headers], Awaitable[bytes]]
-    on_error: Callable[[QuorateError], Response]
+    answer: HeadedHandler
+    on_error: OnError
 
     def hide(self, error: Exception, request_id: bytes) -> QuorateError:
         return _hidden(error, self.path, request_id)
@@ -161,52 +238,80 @@ class _Api(FastAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.raw_endpoints: dict[str, tuple[RawHandler, Callable[[QuorateError], Response]]] = {}
+        self.raw_endpoints: dict[str, DirectEndpoint] = {}
+        self.raw_streams: dict[str, RawStream] = {}
         self.plain_requests = PlainRequests(self._direct_endpoint)
 
     def _direct_endpoint(self, path: str, headers: Headers) -> DirectEndpoint | None:
         """Who answers a request with this head directly. A refusal is made on the usual way."""
-        raw = self.raw_endpoints.get(path)
-        if raw is None or _refusal_of(self.state.surface, {"path": path, "headers": headers}) is not None:
+        endpoint = self.raw_endpoints.get(path)
+        if endpoint is None or _refusal_of(self.state.surface, {"path": path, "headers": headers}) is not None:
             return None
-        handler, on_error = raw
-
-        async def answer(body: bytes, _headers: Headers) -> bytes:
-            return await handler(body)
-
-        return DirectEndpoint(path, answer, on_error)
+        return endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw = self.raw_endpoints.get(scope["path"]) if scope["type"] == "http" else None
-        if raw is None:
-            await super().__call__(scope, receive, send)
-        else:
-            await self._answer_raw(*raw, scope, receive, send)
+        if scope["type"] == "http":
+            endpoint = self.raw_endpoints.get(scope["path"])
+            if endpoint is not None:
+                await self._answer_raw(endpoint, scope, receive, send)
+                return
+            stream = self.raw_streams.get(scope["path"])
+            if stream is not None:
+                await self._answer_stream(stream, scope, receive, send)
+                return
+        elif scope["type"] == "websocket":
+            await self._answer_websocket(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
 
-    async def _answer_raw(
-        self,
-        handler: RawHandler,
-        on_error: Callable[[QuorateError], Response],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
+    async def _answer_stream(self, stream: RawStream, scope: Scope, receive: Receive, send: Send) -> None:
+        surface: Surface = self.state.surface
+        request_id = request_id_of(scope["headers"])
+        refusal = surface.protection.refusal(scope["headers"])
+        if refusal is None and scope["method"] == "POST":
+            channel = PostChannel(scope, receive, send, [(b"x-request-id", request_id)])
+            await self._run_stream(stream, channel, scope["path"], request_id)
+            return
+        response = _method_refused(scope) if refusal is None else problem_response(refusal)
+        response.headers["x-request-id"] = request_id.decode()
+        await response(scope, receive, send)
+
+    async def _answer_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        surface: Surface = self.state.surface
+        refusal = surface.protection.refusal(scope["headers"])
+        stream = self.raw_streams.get(scope["path"])
+        if refusal is not None or stream is None:
+            response = problem_response(refusal) if refusal is not None else _no_websocket(scope)
+            await refuse_websocket(scope, receive, send, response)
+        elif await accept_websocket(receive, send):
+            await self._run_stream(
+                stream, WebSocketChannel(receive, send), scope["path"], request_id_of(scope["headers"])
+            )
+
+    async def _run_stream(self, stream: RawStream, channel: Channel, path: str, request_id: bytes) -> None:
+        stopping = self.state.surface.stopping
+        await StreamSession(stream, channel, stopping, lambda error: _hidden(error, path, request_id)).run()
+
+    async def _answer_raw(self, endpoint: DirectEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         surface: Surface = self.state.surface
         request_id = request_id_of(scope["headers"])
         refusal = _refusal_of(surface, scope)
         response: Response | None
         try:
             if refusal is not None:
-                response = problem_response(refusal)
+                # A body's size is refused as the API itself does it; who may ask at all is no business of the API's.
+                make = endpoint.on_error if isinstance(refusal, PayloadTooLarge) else problem_response
+                response = make(refusal)
             elif scope["method"] != "POST":
                 response = _method_refused(scope)
             else:
-                answer = await handler(await _read_body(_bounded(receive, surface.body_bytes_max)))
+                body = await _read_body(_bounded(receive, surface))
+                answer = await endpoint.answer(body, scope["headers"])
                 response = None
         except QuorateError as error:
-            response = on_error(error)
+            response = endpoint.on_error(error)
         except Exception as error:
-            response = on_error(_hidden(error, scope["path"], request_id))
+            response = endpoint.on_error(endpoint.hide(error, request_id))
         if response is None:
             await _send_json(send, answer, request_id)
             return
@@ -250,7 +355,7 @@ class _Edge:
             await problem_response(refusal)(scope, receive, send_with_id)
             return
         try:
-            await self._app(scope, _bounded(receive, self._surface.body_bytes_max), send_with_id)
+            await self._app(scope, _bounded(receive, self._surface), send_with_id)
         except QuorateError as error:
             if started:
                 raise
@@ -288,6 +393,10 @@ def _method_refused(scope: Scope) -> Response:
     )
 
 
+def _no_websocket(scope: Scope) -> Response:
+    return _http_problem(404, "Not Found", f"{scope['path']} is not served by WebSocket", None)
+
+
 async def _send_json(send: Send, body: bytes, request_id: bytes) -> None:
     headers = [
         (b"content-type", b"application/json"),
@@ -310,15 +419,23 @@ async def _read_body(receive: Receive) -> bytes:
     return body
 
 
-def _bounded(receive: Receive, body_bytes_max: int) -> Receive:
-    received = 0
+def _bounded(receive: Receive, surface: Surface) -> Receive:
+    """The body in bytes and time; what comes after it, a client that goes away, may take as long as it likes."""
+    received, more, deadline_s = 0, True, asyncio.get_running_loop().time() + surface.body_timeout_s
 
     async def receive_bounded() -> Message:
-        nonlocal received
-        message = await receive()
+        nonlocal received, more
+        if not more:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                message = await receive()
+        except TimeoutError:
+            raise RequestTimedOut(f"a body must be complete within {surface.body_timeout_s:g} s") from None
         received += len(message.get("body", b""))
-        if received > body_bytes_max:
-            raise _too_large(body_bytes_max)
+        more = message.get("more_body", False)
+        if received > surface.body_bytes_max:
+            raise _too_large(surface.body_bytes_max)
         return message
 
     return receive_bounded
@@ -358,15 +475,33 @@ def _host_of(authority: str) -> str:
     return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
-def _describe(app: FastAPI, path: str, operation: dict[str, Any]) -> None:
+def _describe(app: FastAPI, path: str, operation: dict[str, Any], on_error: OnError | None) -> None:
     build = app.openapi
+    if on_error is None:
+        operation["responses"] = {**operation.get("responses", {}), **_PROBLEM_RESPONSES}
 
     def with_operation() -> dict[str, Any]:
         document = build()
-        document.setdefault("paths", {}).setdefault(path, {})["post"] = operation
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        document.setdefault("paths", {}).setdefault(path, {})["post"] = _with_shared_schemas(operation, schemas)
         return document
 
     app.openapi = with_operation  # type: ignore[method-assign]
+
+
+def _with_shared_schemas(described: Any, schemas: dict[str, Any]) -> Any:
+    """`described` with its own definitions moved to `schemas`: references in the document begin at its root."""
+    if isinstance(described, list):
+        return [_with_shared_schemas(item, schemas) for item in described]
+    if isinstance(described, str):
+        return (
+            described.replace("#/$defs/", "#/components/schemas/", 1) if described.startswith("#/$defs/") else described
+        )
+    if not isinstance(described, dict):
+        return described
+    for name, schema in described.get("$defs", {}).items():
+        schemas[name] = _with_shared_schemas(schema, schemas)
+    return {name: _with_shared_schemas(value, schemas) for name, value in described.items() if name != "$defs"}
 
 
 async def _on_quorate_error(_request: Request, error: Exception) -> Response:
@@ -393,6 +528,8 @@ def _readable(item: dict[str, Any]) -> dict[str, str]:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error.__cause__, QuorateError):
+        return problem_response(error.__cause__)  # FastAPI calls whatever goes wrong with a body a wrong body
     detail = (
         error.detail
         if error.status_code not in (404, 405)

@@ -69,6 +69,10 @@ class PreconditionFailed(QuorateError):
     """A compare-and-set found another version than the caller's."""
 
 
+class RequestTimedOut(QuorateError):
+    """The client has not sent the whole of its request in time; nothing was done."""
+
+
 class PayloadTooLarge(QuorateError):
     """A body over a named limit."""
 
@@ -127,6 +131,7 @@ _TABLE: dict[type[QuorateError], ProblemKind] = {
     Unauthenticated: ProblemKind("unauthenticated", "Credential required", 401, 16, Retry.NEVER),
     Forbidden: ProblemKind("forbidden", "Not allowed", 403, 7, Retry.NEVER),
     NotFound: ProblemKind("not-found", "Not found", 404, 5, Retry.NEVER),
+    RequestTimedOut: ProblemKind("request-timed-out", "Request timed out", 408, 1, Retry.SAFE),
     Conflict: ProblemKind("conflict", "Conflict", 409, 9, Retry.NEVER),
     PreconditionFailed: ProblemKind("precondition-failed", "Version does not match", 412, 9, Retry.NEVER),
     PayloadTooLarge: ProblemKind("payload-too-large", "Body too large", 413, 3, Retry.NEVER),
@@ -160,6 +165,18 @@ class Problem:
     """An error as it travels: `application/problem+json` (RFC 9457), with `retry` as an extension."""
 
     media_type: ClassVar[str] = "application/problem+json"
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "retry"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": {"type": "string"},
+            "retry": {"enum": [retry.value for retry in Retry]},
+        },
+    }
+    """As JSON Schema; an error may have members of its own beside these."""
 
     type: str
     title: str

@@ -3,8 +3,10 @@ and on clients that do not read.
 
 A request's head must be complete within HEAD_TIMEOUT_S of its first byte (of the connection, for the first one), and
 have at most HEAD_BYTES_MAX bytes in HEAD_FIELDS_MAX fields. What breaks this, or is no HTTP, is answered with
-problem+json, before any credential is looked at. A response may find `ABORT_EXTENSION` in its scope's extensions: a
-function that ends the connection at once, for a client that does not take its bytes.
+problem+json, before any credential is looked at. What is left of the body of a request that was answered before it had
+come is thrown away, for UNREAD_BODY_TIMEOUT_S; when it is not over then, the connection is. A response may find
+`ABORT_EXTENSION` in its scope's extensions: a function that ends the connection at once, for a client that does not
+take its bytes.
 """
 
 import asyncio
@@ -19,6 +21,8 @@ from quorate_core.errors import PROBLEM_URN, Problem, Retry
 HEAD_BYTES_MAX = 65_536
 HEAD_FIELDS_MAX = 100
 HEAD_TIMEOUT_S = 10.0
+UNREAD_BODY_TIMEOUT_S = 5.0
+"""Long enough for a client that sends on and reads then, and as long as nginx lingers."""
 CONNECTIONS_MAX = 20_000
 """Of one server: as many as a node has watchers."""
 ABORT_EXTENSION = "quorate.abort"
@@ -29,9 +33,11 @@ class _HeadRefused(Exception):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. In a head from `on_message_begin` to `on_headers_complete`."""
+    """One connection. In a head from `on_message_begin` to `on_headers_complete`, and in a body from there to
+    `on_message_complete`."""
 
     head_timeout_s = HEAD_TIMEOUT_S
+    unread_body_timeout_s = UNREAD_BODY_TIMEOUT_S
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -39,6 +45,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         """Of the head being read, as far as earlier reads have brought it."""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._unread_body_timer: asyncio.TimerHandle | None = None
+        """Runs from the end of an answer to the end of the body that it did not wait for."""
         self._refusal: tuple[HTTPStatus, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -50,6 +59,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_unread_body_timer()
         if self.transport is not None:  # None for one that was not admitted
             super().connection_lost(exc)
 
@@ -82,7 +92,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             self._refusal = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a head may have {HEAD_BYTES_MAX} bytes")
             raise _HeadRefused
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_unread_body_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
+            self._unread_body_timer = self.loop.call_later(self.unread_body_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """The parser has stopped: at what is no HTTP, or at a refusal of ours."""
@@ -114,6 +135,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_unread_body_timer(self) -> None:
+        if self._unread_body_timer is not None:
+            self._unread_body_timer.cancel()
+            self._unread_body_timer = None
 
     def _head_is_late(self) -> None:
         self._head_timer = None

@@ -15,6 +15,8 @@ from quorate_core.tasks import TaskOwner
 
 BACKLOG = 2048
 DRAIN_S = 5
+WEBSOCKET_MESSAGE_BYTES_MAX = 3 * 1024 * 1024
+"""As much as a request may have where requests are largest."""
 
 
 def open_listener(address: HostPort, what: str) -> socket.socket:
@@ -57,7 +59,8 @@ class HttpServer:
         protocol: type[BoundedHttpProtocol] = DirectHttpProtocol,
     ) -> None:
         config = uvicorn.Config(
-            app, loop="none", http=protocol, ws="none", lifespan="on", log_config=None, access_log=False,
+            app, loop="none", http=protocol, lifespan="on", log_config=None, access_log=False,
+            ws="websockets-sansio", ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX, ws_per_message_deflate=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=75,
         )  # fmt: skip
         self._server = _Server(config)

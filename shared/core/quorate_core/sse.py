@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from quorate_core.errors import PayloadTooLarge, RequestTimedOut
 from quorate_core.http_protocol import ABORT_EXTENSION
 
 KEEPALIVE_INTERVAL_S = 5.0
@@ -110,5 +111,9 @@ def _abort(scope: Scope) -> None:
 
 
 async def _until_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    """Or until the client sends more of a body than anybody has asked it for."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except (PayloadTooLarge, RequestTimedOut):
+        return

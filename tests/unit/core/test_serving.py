@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from quorate_core.asgi import Protection, Surface, create_app
+from fastapi import FastAPI
+from quorate_core.asgi import Protection, Surface, add_raw_endpoint, create_app
 from quorate_core.errors import SettingsError
 from quorate_core.http_protocol import HEAD_BYTES_MAX, HEAD_FIELDS_MAX, BoundedHttpProtocol
 from quorate_core.serving import HttpServer, bound_address, open_listener
@@ -71,9 +72,10 @@ async def test_stopping_ends_streams_and_finishes_running_requests() -> None:
 
 
 class Impatient(BoundedHttpProtocol):
-    """The same bounds, with a head timeout that a test can wait for."""
+    """The same bounds, with timeouts that a test can wait for."""
 
     head_timeout_s = 0.05
+    unread_body_timeout_s = 0.05
 
 
 @asynccontextmanager
@@ -135,6 +137,84 @@ async def test_requests_one_after_the_other_each_have_a_head_of_their_own() -> N
     async with served(api) as address:
         answer = await answer_to(address, OPENING + field + b"\r\n", OPENING + field + b"\r\n", last)
     assert answer.count(b"HTTP/1.1 200") == 3
+
+
+def with_endpoints(surface: Surface) -> FastAPI:
+    """Three ways to take a body: a raw endpoint, FastAPI's, and none at all."""
+    api = create_app(surface)
+
+    async def echo(body: bytes) -> bytes:
+        return body
+
+    @api.put("/parsed")
+    async def parsed(body: dict[str, int]) -> dict[str, int]:
+        return body
+
+    @api.get("/stream")
+    async def stream() -> EventStream:
+        async def events() -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+        return EventStream(events(), surface.stopping)
+
+    add_raw_endpoint(api, "/raw", echo, "Echo", {})
+    return api
+
+
+CHUNKED = b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+COUNTED = b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize("head", [CHUNKED + b"2\r\n{}\r\n", COUNTED + b"{}"], ids=["chunked", "counted"])
+@pytest.mark.parametrize("opening", [b"POST /raw", b"PUT /parsed"])
+async def test_a_body_that_never_ends_is_answered_in_time_and_its_connection_is_closed(
+    opening: bytes, head: bytes
+) -> None:
+    surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None), body_timeout_s=0.05)
+    async with served(with_endpoints(surface), Impatient) as address:
+        answer = await answer_to(address, opening + head)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"a body must be complete within 0.05 s" in answer
+    assert b'"retry": "safe"' in answer
+
+
+@pytest.mark.parametrize("opening", [b"POST /raw", b"PUT /parsed"])
+async def test_a_chunked_body_over_the_limit_is_refused_and_its_connection_is_closed(opening: bytes) -> None:
+    surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None), body_bytes_max=8)
+    async with served(with_endpoints(surface), Impatient) as address:
+        answer = await answer_to(address, opening + CHUNKED + b'9\r\n{"a":  1}\r\n')
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"over the limit of 8 bytes" in answer
+
+
+@pytest.mark.parametrize("opening", [b"GET /nowhere", b"DELETE /raw", b"GET /livez"])
+async def test_an_answer_that_waits_for_no_body_does_not_wait_for_its_end_for_ever(opening: bytes) -> None:
+    api = with_endpoints(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    async with served(api, Impatient) as address:
+        answer = await answer_to(address, opening + CHUNKED)
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_a_body_that_comes_after_the_answer_is_thrown_away_and_the_connection_goes_on() -> None:
+    api = with_endpoints(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    async with served(api) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"POST /nowhere" + CHUNKED)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404")
+        writer.write(b"2\r\n{}\r\n0\r\n\r\nPOST /raw" + COUNTED + b"[1,2,3,4]")
+        writer.write_eof()
+        rest = await reader.readuntil(b"[1,2,3,4]")
+        assert b"HTTP/1.1 200" in rest
+        writer.close()
+
+
+async def test_a_stream_ends_for_a_client_that_sends_a_body_without_an_end_nobody_wants() -> None:
+    surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None), body_timeout_s=0.05)
+    async with served(with_endpoints(surface), Impatient) as address:
+        answer = await answer_to(address, b"GET /stream" + CHUNKED)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n0\r\n\r\n"), "the answer has an orderly end"
 
 
 async def test_a_client_that_does_not_read_its_stream_is_cut_off() -> None:
