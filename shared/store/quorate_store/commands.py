@@ -9,8 +9,11 @@ from quorate_core.errors import InvariantViolation, PayloadTooLarge
 
 from quorate_store.model import REQUEST_BYTES_MAX, DeleteOp, PutOp, TxnOp
 
-COMMAND_VERSION = 1
-"""The first byte of a command. A member that meets a higher one stops: to skip it would be to diverge."""
+COMMAND_VERSION = 2
+"""The first byte of a command. A member that meets a higher one stops: to skip it would be to diverge.
+
+Version 2 has arrangements of ranges, and puts that keep a key's value or lease; what version 1 wrote reads the same."""
+COMMAND_VERSIONS_READ = (1, 2)
 
 
 class Compact(msgspec.Struct, frozen=True, array_like=True, tag="compact"):
@@ -81,7 +84,7 @@ def encode_command(command: Command) -> bytes:
 
 def decode_command(data: bytes) -> Command:
     """Raises InvariantViolation for what this version cannot have written: applying on would be guessing."""
-    if data[:1] != _VERSION:
+    if not data or data[0] not in COMMAND_VERSIONS_READ:
         raise InvariantViolation(
             f"the log holds a store command of version {data[0] if data else 'none'}; this member knows "
             f"{COMMAND_VERSION}: run a newer release here"

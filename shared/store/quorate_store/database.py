@@ -11,19 +11,24 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
 import msgspec
-from quorate_core.errors import InvariantViolation, QuorateError, SettingsError
+from quorate_core.errors import InvariantViolation, QuorateError, SettingsError, Unavailable
 
-from quorate_store.key_index import Position, main_of, sub_of
+from quorate_store.key_index import Position, main_of, position, sub_of
+from quorate_store.pacing import let_others_run
 
 GIB = 1024**3
 MAP_BYTES_DEFAULT = 4 * GIB
 QUOTA_BYTES_DEFAULT = MAP_BYTES_DEFAULT - 2 * GIB
 """What the state starts with; a leader whose setting differs proposes its own."""
+QUOTA_BYTES_MAX = 8 * GIB
+"""The most that a quota may be: etcd's advice too."""
+MAP_BYTES_MAX = QUOTA_BYTES_MAX + 2 * GIB
+"""A map that holds whatever any quota lets in. It costs addresses and no memory."""
 FORMAT = 1
 DATA_FILE_NAME = "data.mdb"
 """LMDB's own name for it."""
@@ -33,6 +38,10 @@ _META_PAGES = 2
 _ROW_KEY = struct.Struct(">QI")
 _LEASE_KEY = struct.Struct(">Q")
 _META_KEY = b"meta"
+
+
+EncodedRow = bytes | memoryview
+"""Valid as long as the transaction that it was read in."""
 
 
 class StateUnusable(QuorateError):
@@ -127,7 +136,9 @@ class Database:
         self._folder = folder
         self._is_closed = False
         self._copying = threading.Lock()
-        """Held while a copy is made, which must not lose its environment meanwhile."""
+        """Held while a thread beside the one that writes copies or reads everything: the environment must stay."""
+        self._is_ending = False
+        """Who reads everything is to give up."""
         with self.failing("open"):
             # NB: no writemap. It would spare copies, but a full disk would be a SIGBUS instead of an error, and the
             # file would be as long as the map.
@@ -164,6 +175,7 @@ class Database:
 
     def close(self) -> None:
         """Sync and close. Waits for a copy that is being made. Raises StateUnusable."""
+        self._is_ending = True
         with self._copying, self.failing("close"):
             try:
                 self._env.sync(True)
@@ -172,6 +184,7 @@ class Database:
 
     def abandon(self) -> None:
         """Close without syncing: the files are what kill -9 would have left. Waits for a copy that is being made."""
+        self._is_ending = True
         with self._copying:
             self._close()
 
@@ -213,6 +226,21 @@ class Database:
     def copy_into(self, descriptor: int) -> None:
         self._env.copyfd(descriptor, compact=True)
 
+    @contextlib.contextmanager
+    def read_beside(self) -> Iterator[tuple[lmdb.Transaction, Callable[[], None]]]:
+        """A read transaction for long work in a thread beside the one that writes, which goes on. With it comes what
+        the work has to call after each slice. Either raises Unavailable when the state is closed, or is to be."""
+
+        def go_on() -> None:
+            if self._is_ending:
+                raise Unavailable(f"the state in {self._folder} is closed, or was replaced; ask again")
+            let_others_run()
+
+        with self._copying, self.failing("read"):
+            go_on()
+            with self._env.begin(buffers=True) as txn:
+                yield txn, go_on
+
     @property
     def used_bytes(self) -> int:
         """Bytes of the map in use, LMDB's free pages included."""
@@ -236,7 +264,11 @@ class Database:
 
     def load_meta(self) -> Meta:
         with self._env.begin() as txn:
-            stored = txn.get(_META_KEY)
+            return self.meta_in(txn)
+
+    def meta_in(self, txn: lmdb.Transaction) -> Meta:
+        """As of the transaction."""
+        stored = txn.get(_META_KEY)
         if stored is None:
             return Meta()
         written_format, meta = _stored_meta_decoder.decode(stored)
@@ -285,6 +317,17 @@ class Database:
                     found_main, sub = _ROW_KEY.unpack(key)
                     yield found_main, sub, _row_decoder.decode(value)
 
+    def encoded_rows(self, txn: lmdb.Transaction, first: int, last: int) -> Iterator[tuple[bytes, EncodedRow]]:
+        """The rows of the revisions from `first` to `last` as they are stored, oldest first: key and value."""
+        end = _ROW_KEY.pack(last + 1, 0)
+        with txn.cursor(db=self._revisions) as cursor:
+            if cursor.set_range(_ROW_KEY.pack(first, 0)):
+                for key, value in cursor:
+                    key = bytes(key)
+                    if key >= end:
+                        return
+                    yield key, value
+
     def put_lease(self, txn: lmdb.Transaction, lease: int, row: LeaseRow) -> None:
         txn.put(_LEASE_KEY.pack(lease), _encoder.encode(row), db=self._leases)
 
@@ -295,6 +338,12 @@ class Database:
         with txn.cursor(db=self._leases) as cursor:
             for key, value in cursor:
                 yield _LEASE_KEY.unpack(key)[0], _lease_decoder.decode(value)
+
+
+def position_of(row_key: bytes, *, deleted: bool) -> Position:
+    """What a row's key says."""
+    main, sub = _ROW_KEY.unpack(row_key)
+    return position(main, sub, deleted=deleted)
 
 
 def _row_key(at: Position) -> bytes:

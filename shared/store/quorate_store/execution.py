@@ -37,7 +37,14 @@ class Execution:
 
     def _put(self, op: PutOp) -> PutResult:
         writer = self._require_writer()
-        before = writer.put(op.key, op.value, op.lease)
+        value, lease = op.value, op.lease
+        if op.ignore_value or op.ignore_lease:
+            kept = self._mvcc.newest(self._txn, op.key)
+            if kept is None:
+                raise InvariantViolation(f"a put that keeps what {op.key!r} has was let through, and it has nothing")
+            value = kept.value if op.ignore_value else value
+            lease = kept.lease if op.ignore_lease else lease
+        before = writer.put(op.key, value, lease)
         return PutResult(writer.present, before if op.previous else None)
 
     def _delete(self, op: DeleteOp) -> DeleteResult:

@@ -36,6 +36,8 @@ STALL_S_MIN = 0.05
 """A tick this late is a loop that stood still, and not jitter."""
 CALL_TIMEOUT_S = 5.0
 CONFIRM_TIMEOUT_S = 2.0
+KEYS_ENDED_MAX = 1_000
+"""Keys that one log entry deletes with their leases, unless one lease alone has more: about ten milliseconds."""
 KEEPALIVE_BATCH_MAX = 10_000
 """Leases renewed by one call to the leader."""
 
@@ -171,9 +173,24 @@ class LeaseKeeper:
             return
         self._settled.clear()
         try:
-            await self._end(lessor, due)
+            while due:
+                count = self._ended_together(due)
+                batch, due = due[:count], due[count:]
+                await self._end(lessor, batch)
+        except BaseException:
+            lessor.expiry_failed(due)
+            raise
         finally:
             self._settled.set()
+
+    def _ended_together(self, due: list[LeaseIncarnation]) -> int:
+        """How many of these, and at least one, one entry ends: their keys are deleted in one go."""
+        keys = 0
+        for count, one in enumerate(due):
+            keys += self._machine.leases.key_count(one.lease)
+            if count and keys > KEYS_ENDED_MAX:
+                return count
+        return len(due)
 
     async def _end(self, lessor: Lessor, due: list[LeaseIncarnation]) -> None:
         """Returns when these are gone, or may be renewed again, or this member leads no more."""

@@ -4,9 +4,10 @@ alone and live elsewhere (`leases.py`)."""
 from collections.abc import Iterable, Iterator
 
 import lmdb
-from quorate_core.errors import Conflict, NotFound
+from quorate_core.errors import NotFound
 
 from quorate_store.database import Database, LeaseRow
+from quorate_store.refusals import LeaseExists
 
 LEASE_COST_BYTES = 128
 """What a lease counts against the quota."""
@@ -44,13 +45,16 @@ class LeaseTable:
         """In order, so that every member deletes them in the same one."""
         return sorted(self._keys.get(lease, ()))
 
+    def key_count(self, lease: int) -> int:
+        return len(self._keys.get(lease, ()))
+
     @property
     def cost_bytes(self) -> int:
         return len(self._rows) * LEASE_COST_BYTES
 
     def grant(self, txn: lmdb.Transaction, lease: int, row: LeaseRow) -> None:
         if lease in self._rows:
-            raise Conflict(f"lease {lease} exists already")
+            raise LeaseExists(f"lease {lease} exists already")
         self._save(txn, lease, row)
 
     def checkpoint(self, txn: lmdb.Transaction, lease: int, remaining_ms: int) -> None:

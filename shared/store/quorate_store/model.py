@@ -16,6 +16,9 @@ TXN_OPERATIONS_MAX = 128
 """etcd's default; counted over both branches, each for itself."""
 RESERVED_PREFIX = b"quorate/"
 """Keys of the apps; the open API may read them and not write them."""
+RESTORED_KEY = RESERVED_PREFIX + b"restored"
+"""Says of a store that began from a backup what that was. Its revision is the first of the store's new life: whoever
+has seen an older one cannot rely on anything of it."""
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -83,6 +86,34 @@ class Compare(msgspec.Struct, frozen=True, array_like=True):
     range_end: bytes = b""
 
 
+class SortOrder(IntEnum):
+    NONE = 0
+    ASCEND = 1
+    DESCEND = 2
+
+
+class SortTarget(IntEnum):
+    KEY = 0
+    VERSION = 1
+    CREATE = 2
+    MOD = 3
+    VALUE = 4
+
+
+class Arrangement(msgspec.Struct, frozen=True, array_like=True):
+    """How an answer is filtered, and then sorted, and then cut at its limit; the count stays that of the range.
+
+    Bounds of revisions are inclusive, and 0 stands for none. A target without an order means ascending.
+    """
+
+    order: SortOrder = SortOrder.NONE
+    target: SortTarget = SortTarget.KEY
+    mod_revision_min: int = 0
+    mod_revision_max: int = 0
+    create_revision_min: int = 0
+    create_revision_max: int = 0
+
+
 class RangeOp(msgspec.Struct, frozen=True, array_like=True, tag="range"):
     key: bytes
     range_end: bytes = b""
@@ -92,13 +123,19 @@ class RangeOp(msgspec.Struct, frozen=True, array_like=True, tag="range"):
     """0: the newest."""
     keys_only: bool = False
     count_only: bool = False
+    arrangement: Arrangement | None = None
+    """None: all, in order of key."""
 
 
 class PutOp(msgspec.Struct, frozen=True, array_like=True, tag="put"):
+    """`ignore_value` and `ignore_lease`: the key, which must be there, keeps its own."""
+
     key: bytes
     value: bytes
     lease: int = 0
     previous: bool = False
+    ignore_value: bool = False
+    ignore_lease: bool = False
 
 
 class DeleteOp(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
@@ -155,6 +192,23 @@ class LeaseStatus(msgspec.Struct, frozen=True, array_like=True):
     keys: tuple[bytes, ...] = ()
 
 
+class StateHash(msgspec.Struct, frozen=True):
+    """Of all changes of keys from `compact_revision` up to `revision`, those included that compaction left."""
+
+    hash: int
+    """32 bits."""
+    compact_revision: int
+    revision: int
+
+
+class MemberHead(msgspec.Struct, frozen=True):
+    """What every answer says of the member that it is from: its name, its term, and the revision of its state."""
+
+    name: str
+    term: int
+    revision: int
+
+
 class MemberStatus(msgspec.Struct, frozen=True):
     """One member as it sees itself."""
 
@@ -171,3 +225,5 @@ class MemberStatus(msgspec.Struct, frozen=True):
     members: tuple[str, ...]
     connected: tuple[str, ...]
     """Peers whose link is up."""
+    quota_bytes: int = 0
+    """Of `store_bytes`, from where on the store refuses to grow; 0 where it is not known."""

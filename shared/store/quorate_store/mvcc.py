@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import lmdb
 from quorate_core.errors import Compacted, FutureRevision, InvalidRequest, InvariantViolation
 
+from quorate_store.arrangement import arranged, whole_of
 from quorate_store.database import Database, Meta, Row
 from quorate_store.key_index import (
     CHANGES_PER_REVISION_MAX,
@@ -29,6 +30,8 @@ ROW_OVERHEAD_BYTES = 64
 """What a row costs besides its encoding: its key, LMDB's node, its place in the index."""
 RANGE_BYTES_MAX = 256 * 1024 * 1024
 """Keys and values in the answer to one long range read."""
+EVENTS_BYTES_MAX = 8 * 1024 * 1024
+"""Keys and values in events that are read from history at once; one revision may hold more."""
 _PAGE_BYTES = 4096
 _INLINE_BYTES_MAX = 2000
 """LMDB stores longer rows on pages of their own (two rows at least fit on a shared one)."""
@@ -71,6 +74,8 @@ class Mvcc:
 
         Walks the whole range when it is in the past; see `RangeScan` for doing that in slices.
         """
+        if op.arrangement is not None:
+            return arranged(op, self.range(txn, whole_of(op), present))
         if op.revision in (0, present):
             return self._range_now(txn, op, present)
         scan = RangeScan(op, present)
@@ -133,17 +138,20 @@ class Mvcc:
     ) -> tuple[list[Event], int]:
         """Events of the range from revision `start` on, and the revision up to which these are all of them.
 
-        Looks at about `rows_max` rows, and at whole revisions. Raises Compacted.
+        Looks at about `rows_max` rows, and at whole revisions; at fewer when the events hold EVENTS_BYTES_MAX. Raises
+        Compacted.
         """
         if start < self.meta.compact_revision:
             raise compacted(start, self.meta.compact_revision)
         found: list[Event] = []
+        found_bytes = 0
         reached = start - 1
         for visited, (main, sub, row) in enumerate(self._database.rows_from(txn, start)):
-            if visited >= rows_max and main > reached:
+            if (visited >= rows_max or found_bytes >= EVENTS_BYTES_MAX) and main > reached:
                 return found, main - 1
             reached = main
             if is_in_range(row.key, first, range_end):
+                found_bytes += len(row.key) + len(row.value)
                 found.append(self._event(txn, position(main, sub, deleted=row.version == 0), row, previous))
         return found, max(reached, self.meta.revision)
 

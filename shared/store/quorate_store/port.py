@@ -2,6 +2,10 @@
 
 Every call may raise NotProposed (nothing was done; try again), OutcomeUnknown (a write may have happened) or
 DeadlineExceeded (a read took too long); what else a call raises stands with it.
+
+A write with a `request_id` is applied once, however often it is sent, by whom and to which member: a repetition gets
+the first one's answer, for as long as it is remembered (`once`). So the engines repeat it themselves until it is
+answered.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -16,6 +20,7 @@ from quorate_store.model import (
     Operation,
     PutResult,
     RangeResult,
+    StateHash,
     TxnResult,
     WatchBatch,
 )
@@ -50,16 +55,26 @@ class Store(Protocol):
         """
         ...
 
-    async def put(self, key: bytes, value: bytes, *, lease: int = 0, previous: bool = False) -> PutResult:
+    async def put(
+        self, key: bytes, value: bytes, *, lease: int = 0, previous: bool = False, request_id: str = ""
+    ) -> PutResult:
         """Raises NotFound for an unknown lease, PayloadTooLarge over 1.5 MiB, QuotaExceeded for a full store."""
         ...
 
-    async def delete(self, key: bytes, range_end: bytes = b"", *, previous: bool = False) -> DeleteResult: ...
+    async def delete(
+        self, key: bytes, range_end: bytes = b"", *, previous: bool = False, request_id: str = ""
+    ) -> DeleteResult: ...
 
     async def txn(
-        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Operation],
+        failure: Sequence[Operation] = (),
+        *,
+        request_id: str = "",
     ) -> TxnResult:
-        """Atomic, at one revision. Raises InvalidRequest for over 128 operations or a key written twice."""
+        """Atomic, at one revision. Raises InvalidRequest for over 128 operations or a key written twice, and Conflict
+        for a `request_id` that another write has used, or whose answer is not kept any more."""
         ...
 
     async def compact(self, revision: int) -> None:
@@ -83,11 +98,20 @@ class Store(Protocol):
         """Raises NotFound."""
         ...
 
+    async def lease_list(self) -> Sequence[int]:
+        """All leases that there are, in order."""
+        ...
+
     def watch(
         self, key: bytes, range_end: bytes = b"", *, start_revision: int = 0, previous: bool = False
     ) -> AbstractAsyncContextManager[Watch]:
         """Watch a range from `start_revision` on (0: from the next change; the first batch is then a bookmark of the
         revision from which the watch is gap-free). Iterating raises Compacted when history does not reach back."""
+        ...
+
+    async def hash(self, revision: int = 0) -> StateHash:
+        """Of what this member has applied up to `revision` (0: the newest). Members of one engine that have compacted
+        equally far have equal hashes, or have diverged. Raises Compacted or FutureRevision."""
         ...
 
     async def status(self) -> MemberStatus: ...

@@ -9,7 +9,15 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from quorate_core.clock import Clock
-from quorate_core.errors import Compacted, Conflict, InvalidRequest, InvariantViolation, NotFound, QuorateError
+from quorate_core.errors import (
+    Compacted,
+    Conflict,
+    InvalidRequest,
+    InvariantViolation,
+    NotFound,
+    QuorateError,
+    TooManyRequests,
+)
 from quorate_core.tasks import TaskOwner
 
 from quorate_store.commands import Command, Compact, LeaseGrant, LeaseRevoke, encode_command
@@ -21,16 +29,20 @@ from quorate_store.model import (
     DeleteOp,
     DeleteResult,
     LeaseStatus,
+    MemberHead,
     MemberStatus,
     Operation,
     PutOp,
     PutResult,
     RangeOp,
     RangeResult,
+    StateHash,
     TxnOp,
     TxnResult,
 )
+from quorate_store.once import OnceWriter
 from quorate_store.port import Watch
+from quorate_store.refusals import LeaseTtlTooLarge
 from quorate_store.replicated_log import ReplicatedLog
 from quorate_store.state import StateMachine
 from quorate_store.transactions import (
@@ -53,6 +65,7 @@ READ_ATTEMPTS_MAX = 3
 """A long read of the present begins again when compaction has overtaken it."""
 LEASE_ID_ATTEMPTS_MAX = 3
 LEASE_ID_BITS = 63
+HASHES_WAITING_MAX = 16
 
 
 class RaftStore:
@@ -82,6 +95,10 @@ class RaftStore:
             replicated_log, machine, lambda: self._leases.is_leading,
             quota_bytes=quota_bytes, history_revisions_kept=history_revisions_kept,
         )  # fmt: skip
+        self._once = OnceWriter(self, clock, random_bits=random_bits)
+        self._name = ""
+        self._hashing = asyncio.Lock()
+        self._hashes_waiting = 0
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -145,25 +162,41 @@ class RaftStore:
             await asyncio.sleep(0)
         return scan.result()
 
-    async def put(self, key: bytes, value: bytes, *, lease: int = 0, previous: bool = False) -> PutResult:
+    async def put(
+        self, key: bytes, value: bytes, *, lease: int = 0, previous: bool = False, request_id: str = ""
+    ) -> PutResult:
         """See `port.Store.put`."""
         op = PutOp(key, value, lease, previous)
         validate_operation(op)
+        if request_id:
+            return await self._once.put(op, request_id)
         result: PutResult = await self._propose(op)
         return result
 
-    async def delete(self, key: bytes, range_end: bytes = b"", *, previous: bool = False) -> DeleteResult:
+    async def delete(
+        self, key: bytes, range_end: bytes = b"", *, previous: bool = False, request_id: str = ""
+    ) -> DeleteResult:
+        """See `port.Store.delete`."""
         op = DeleteOp(key, range_end, previous)
         validate_operation(op)
+        if request_id:
+            return await self._once.delete(op, request_id)
         result: DeleteResult = await self._propose(op)
         return result
 
     async def txn(
-        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Operation],
+        failure: Sequence[Operation] = (),
+        *,
+        request_id: str = "",
     ) -> TxnResult:
         """See `port.Store.txn`."""
         op = TxnOp(tuple(compare), tuple(success), tuple(failure))
         validate_txn(op)
+        if request_id:
+            return await self._once.txn(op, request_id)
         if is_read_only(op):
             await self._log.read_index(READ_TIMEOUT_S)
             return self._machine.read_txn(op)
@@ -177,8 +210,10 @@ class RaftStore:
 
     async def lease_grant(self, ttl_s: int, lease: int = 0) -> LeaseStatus:
         """See `port.Store.lease_grant`."""
-        if not 1 <= ttl_s <= LEASE_TTL_S_MAX:
-            raise InvalidRequest(f"a time to live of {ttl_s} s; it must be from 1 to {LEASE_TTL_S_MAX} s")
+        if ttl_s > LEASE_TTL_S_MAX:
+            raise LeaseTtlTooLarge(f"a time to live of {ttl_s} s; the limit is {LEASE_TTL_S_MAX} s")
+        if ttl_s < 1:
+            raise InvalidRequest(f"a time to live of {ttl_s} s; it must be at least 1 s")
         require_integer("lease", lease)
         if lease:
             return await self._grant(lease, ttl_s)
@@ -215,6 +250,16 @@ class RaftStore:
             raise NotFound("lease 0 does not exist: it stands for no lease")
         return await _fairly(self._leases.time_to_live(lease, keys=keys))
 
+    async def lease_list(self) -> Sequence[int]:
+        """See `port.Store.lease_list`."""
+        await self._log.read_index(READ_TIMEOUT_S)
+        return sorted(lease for lease, _ in self._machine.leases)
+
+    def granted_ttl_s(self, lease: int) -> int | None:
+        """What a lease was granted for, in seconds; None when this member knows of no such lease, or not yet."""
+        row = self._machine.leases.get(lease)
+        return None if row is None else row.ttl_s
+
     def watch(
         self, key: bytes, range_end: bytes = b"", *, start_revision: int = 0, previous: bool = False
     ) -> AbstractAsyncContextManager[Watch]:
@@ -222,6 +267,24 @@ class RaftStore:
         require_key(key)
         require_integer("start_revision", start_revision)
         return self._feed.watch(key, range_end, start_revision=start_revision, previous=previous)
+
+    async def hash(self, revision: int = 0) -> StateHash:
+        """See `port.Store.hash`. One is worked out at a time, in a thread."""
+        require_integer("revision", revision)
+        if self._hashes_waiting >= HASHES_WAITING_MAX:
+            raise TooManyRequests(f"{HASHES_WAITING_MAX} others wait for a hash, which takes seconds; ask again later")
+        self._hashes_waiting += 1
+        try:
+            async with self._hashing:
+                return await asyncio.to_thread(self._machine.revisions_hash, revision)
+        finally:
+            self._hashes_waiting -= 1
+
+    def head(self) -> MemberHead:
+        """What every answer says of this member; costs nothing. The term is that of the newest entry applied here."""
+        if not self._name:
+            self._name = self._log.status().name
+        return MemberHead(self._name, self._machine.applied_term, self._machine.revision)
 
     async def status(self) -> MemberStatus:
         """This member as it sees itself; needs no leader."""
@@ -237,6 +300,7 @@ class RaftStore:
             store_bytes=self._machine.logical_bytes,
             members=tuple(status.members),
             connected=tuple(status.connected),
+            quota_bytes=self._machine.quota_bytes,
         )
 
     async def _propose(self, command: Command) -> Any:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import msgspec
@@ -47,13 +47,15 @@ from quorate_store.model import (
     PutOp,
     RangeOp,
     RangeResult,
+    StateHash,
     TxnOp,
     TxnResult,
 )
 from quorate_store.mvcc import RangeScan, RevisionWriter, row_cost_bytes
 from quorate_store.pacing import let_others_run
+from quorate_store.refusals import KeyNotFound
 from quorate_store.retirement import RetiredState
-from quorate_store.state_hash import hash_of_state
+from quorate_store.state_hash import hash_of_revisions, hash_of_state
 from quorate_store.transactions import DecidedTxn, decide, flatten
 
 PUT_OVERHEAD_BYTES = 64
@@ -61,6 +63,8 @@ PUT_OVERHEAD_BYTES = 64
 RETIRED_MAX = 2
 """States that were replaced and not given back yet. Over that, the oldest goes at once: rather a pause than memory
 without bound."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -179,6 +183,12 @@ class StateMachine:
         self._require_usable()
         return hash_of_state(self._state)
 
+    def revisions_hash(self, revision: int = 0) -> StateHash:
+        """See `port.Store.hash`. For a thread; `apply` goes on beside it. Raises Unavailable, too, when the state is
+        closed meanwhile."""
+        self._require_usable()
+        return hash_of_revisions(self._database, revision)
+
     def save_snapshot(self, path: Path) -> tuple[int, int]:
         """Write the state as of one applied index to `path`, which is not there yet; not synced. Returns the index and
         the term of the last entry in it. For a thread; `apply` goes on beside it.
@@ -256,8 +266,7 @@ class StateMachine:
         """Key-values as of now or `op.revision`, in one go. Raises Compacted or FutureRevision."""
         self._require_usable()
         self.mvcc.require_readable(op.revision)
-        with self._database.read() as txn:
-            return self.mvcc.range(txn, op, self._meta.revision)
+        return self._read(lambda txn: self.mvcc.range(txn, op, self._meta.revision))
 
     def live_count(self, key: bytes, range_end: bytes, limit: int = 0) -> int:
         """How many keys a range has now, at most `limit` (0: all). Costs a search."""
@@ -273,16 +282,18 @@ class StateMachine:
     def step_scan(self, scan: RangeScan, keys_max: int) -> bool:
         """For SlicedRange."""
         self._require_usable()
-        with self._database.read() as txn:
-            return scan.step(self.mvcc, txn, keys_max)
+        return self._read(lambda txn: scan.step(self.mvcc, txn, keys_max))
 
     def read_txn(self, op: TxnOp) -> TxnResult:
         """Evaluate a transaction that only reads. Raises Compacted or FutureRevision."""
         self._require_usable()
-        with self._database.read() as txn:
+
+        def evaluate(txn: lmdb.Transaction) -> TxnResult:
             decided = decide(op, lambda key, end: self._key_values(txn, key, end))
-            self._require_possible(decided)
+            self._require_possible(txn, decided)
             return Execution(self.mvcc, txn, self._meta.revision).txn(decided)
+
+        return self._read(evaluate)
 
     def events(
         self, start: int, key: bytes, range_end: bytes, *, previous: bool, rows_max: int
@@ -290,8 +301,20 @@ class StateMachine:
         """Past events of a range from revision `start` on, and the revision through which they are complete. Looks
         at about `rows_max` changes. Raises Compacted."""
         self._require_usable()
-        with self._database.read() as txn:
-            return self.mvcc.events(txn, start, key, range_end, previous=previous, rows_max=rows_max)
+        return self._read(
+            lambda txn: self.mvcc.events(txn, start, key, range_end, previous=previous, rows_max=rows_max)
+        )
+
+    def _read(self, work: Callable[[lmdb.Transaction], T]) -> T:
+        """NB: a refusal leaves without its traceback, whose frames would keep the transaction, and with it one of the
+        few places for readers that LMDB has, for as long as somebody keeps the error."""
+        try:
+            with self._database.read() as txn:
+                return work(txn)
+        except QuorateError as error:
+            refusal = error.with_traceback(None)
+        del txn
+        raise refusal
 
     def lease_status(self, lease: int, remaining_ttl_s: float, *, keys: bool) -> LeaseStatus:
         """Raises NotFound."""
@@ -399,24 +422,35 @@ class StateMachine:
         return None
 
     def _execute(self, txn: lmdb.Transaction, decided: DecidedTxn) -> TxnResult:
-        self._require_possible(decided)
+        self._require_possible(txn, decided)
         writer = RevisionWriter(self.mvcc, self._database, txn)
         result = Execution(self.mvcc, txn, self._meta.revision, writer).txn(decided)
         self._close_revision(writer)
         return result
 
-    def _require_possible(self, decided: DecidedTxn) -> None:
-        """Raises Compacted, FutureRevision, NotFound for a lease, QuotaExceeded, PayloadTooLarge."""
+    def _require_possible(self, txn: lmdb.Transaction, decided: DecidedTxn) -> None:
+        """Raises Compacted, FutureRevision, NotFound for a lease, KeyNotFound, QuotaExceeded, PayloadTooLarge."""
         growth_bytes = 0
         for operation in flatten(decided):
             if isinstance(operation, RangeOp):
                 self.mvcc.require_readable(operation.revision)
             elif isinstance(operation, PutOp):
+                value_bytes = len(operation.value)
+                if operation.ignore_value or operation.ignore_lease:
+                    kept_bytes = self._require_kept(txn, operation.key)
+                    value_bytes = kept_bytes if operation.ignore_value else value_bytes
                 if operation.lease:
                     self.leases.require(operation.lease)
-                growth_bytes += row_cost_bytes(len(operation.key) + len(operation.value) + PUT_OVERHEAD_BYTES)
+                growth_bytes += row_cost_bytes(len(operation.key) + value_bytes + PUT_OVERHEAD_BYTES)
         if growth_bytes:
             self._require_quota(growth_bytes)
+
+    def _require_kept(self, txn: lmdb.Transaction, key: bytes) -> int:
+        """The bytes of the value that `key` has. Raises KeyNotFound."""
+        kept = self.mvcc.newest(txn, key)
+        if kept is None:
+            raise KeyNotFound(f"the key {key!r} is not there, so there is no value and no lease to keep")
+        return len(kept.value)
 
     def _require_quota(self, growth_bytes: int) -> None:
         if self.logical_bytes + growth_bytes > self._meta.quota_bytes:

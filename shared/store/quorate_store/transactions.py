@@ -22,6 +22,7 @@ from quorate_store.model import (
     RangeOp,
     TxnOp,
 )
+from quorate_store.refusals import DuplicateKey, KeyNotProvided, LeaseProvided, TooManyOperations, ValueProvided
 
 LookUp = Callable[[bytes, bytes], Iterable[KeyValue]]
 """(key, range_end) to what is there."""
@@ -30,6 +31,9 @@ LEASE_MAX = 2**63 - 1
 LEASE_TTL_S_MAX = 9_000_000_000
 """etcd's limit."""
 INTEGER_MAX = 2**63 - 1
+TXN_TREE_OPERATIONS_MAX = 1_024
+"""In a transaction and all that are nested in it. etcd bounds only each list; nested lists can be many, and whether a
+key is written twice takes a look at each pair of a put and a deletion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +111,25 @@ def is_read_only(txn: TxnOp) -> bool:
 
 
 def validate_txn(txn: TxnOp) -> None:
-    """Raises InvalidRequest for too many operations, a key written twice, or a wrong field anywhere inside."""
+    """Raises TooManyOperations, DuplicateKey, or InvalidRequest for a wrong field anywhere inside."""
+    if _count_operations(txn) > TXN_TREE_OPERATIONS_MAX:
+        raise TooManyOperations(f"over {TXN_TREE_OPERATIONS_MAX} operations in all the transactions of one request")
     _validate_operations(txn, TXN_OPERATIONS_MAX)
     for branch in (txn.success, txn.failure):
         _writes_of(branch)
+
+
+def _count_operations(txn: TxnOp) -> int:
+    """With those of both branches, at any depth."""
+    nested = sum(_count_operations(op) for op in (*txn.success, *txn.failure) if isinstance(op, TxnOp))
+    return len(txn.success) + len(txn.failure) + nested
 
 
 def _validate_operations(txn: TxnOp, operations_max: int) -> None:
     # etcd's rule: the longest list counts, and what is nested has to do with what is left.
     operations = max(len(txn.compare), len(txn.success), len(txn.failure))
     if operations > operations_max:
-        raise InvalidRequest(f"too many operations in one transaction; the limit is {TXN_OPERATIONS_MAX}")
+        raise TooManyOperations(f"too many operations in one transaction; the limit is {TXN_OPERATIONS_MAX}")
     for compare in txn.compare:
         validate_compare(compare)
     for operation in (*txn.success, *txn.failure):
@@ -131,6 +143,10 @@ def validate_operation(operation: RangeOp | PutOp | DeleteOp) -> None:
     require_key(operation.key)
     if isinstance(operation, PutOp):
         require_integer("lease", operation.lease)
+        if operation.ignore_value and operation.value:
+            raise ValueProvided("a put that keeps the value of its key has a value")
+        if operation.ignore_lease and operation.lease:
+            raise LeaseProvided("a put that keeps the lease of its key has a lease")
     elif isinstance(operation, RangeOp):
         require_integer("limit", operation.limit)
         require_integer("revision", operation.revision)
@@ -147,7 +163,7 @@ def validate_compare(compare: Compare) -> None:
 
 def require_key(key: bytes) -> None:
     if not key:
-        raise InvalidRequest("key is not provided")
+        raise KeyNotProvided("key is not provided")
 
 
 def require_integer(name: str, number: int) -> None:
@@ -192,4 +208,4 @@ def _require_disjoint(one: _Writes, other: _Writes) -> None:
     for puts, deletes in ((one.puts, other.deletes), (other.puts, one.deletes)):
         twice |= {key for key in puts for delete in deletes if is_in_range(key, delete.key, delete.range_end)}
     if twice:
-        raise InvalidRequest(f"duplicate key given in a transaction: {min(twice)!r} is written twice")
+        raise DuplicateKey(f"duplicate key given in a transaction: {min(twice)!r} is written twice")

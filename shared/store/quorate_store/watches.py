@@ -314,6 +314,8 @@ class Watcher:
         self._buffer_events = 0
         self._buffer_bytes = 0
         self._is_progress_wanted = False
+        self._has_read_history = False
+        """Since others had their turn."""
         self._wakeup: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -373,14 +375,15 @@ class Watcher:
             opening, self._opening = self._opening, None
             return opening
         while not self._closed:
+            if self._has_read_history:
+                self._has_read_history = False
+                await asyncio.sleep(0)  # other work goes on between two slices of history, however fast the reader is
             batch = self._take()
             if batch is not None:
                 return batch
             if self._feed.closed:
                 raise Unavailable("the store is closing; resume the watch at another member")
-            if self._group is None:
-                await asyncio.sleep(0)  # other work goes on between two slices of history
-            else:
+            if self._group is not None:
                 await self._wait()
         raise StopAsyncIteration
 
@@ -413,6 +416,7 @@ class Watcher:
         present = self._history.revision
         events: list[Event] = []
         if self._next_revision <= present:
+            self._has_read_history = True
             events, reached = self._history.events(
                 self._next_revision, self._key, self._range_end, previous=self._previous, rows_max=HISTORY_SLICE_ROWS
             )

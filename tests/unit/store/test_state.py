@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from quorate_core.errors import (
+    Compacted,
     Conflict,
     InvariantViolation,
     NotFound,
@@ -374,3 +375,20 @@ def test_those_who_listen_hear_of_a_batch_once_it_is_in(machine: StateMachine) -
     machine.apply(entries_of([PutOp(b"a", b""), PutOp(b"b", b""), Compact(99)]))
     machine.apply(entries_of([LeaseGrant(1, 60)], first_index=4))
     assert heard == [(3, 2, [b"a", b"b"]), (3, 2, [])]
+
+
+def test_refusals_that_are_kept_take_no_reader_s_place(machine: StateMachine) -> None:
+    """LMDB has room for 126 readers, and a traceback keeps its frames, with the transaction in them."""
+    for _ in range(10):
+        apply_one(machine, PutOp(b"k", b"v"))
+    apply_one(machine, Compact(8))
+    kept: list[Compacted] = []
+    for _ in range(200):
+        with pytest.raises(Compacted) as caught:
+            machine.events(2, b"a", b"z", previous=False, rows_max=10)
+        kept.append(caught.value)
+        with pytest.raises(Compacted) as caught:
+            machine.read_txn(TxnOp((), (RangeOp(b"k", revision=2),)))
+        kept.append(caught.value)
+    assert machine.range(RangeOp(b"k")).count == 1
+    assert len(kept) == 400

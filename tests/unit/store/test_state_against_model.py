@@ -13,12 +13,15 @@ from quorate_core.errors import Compacted, InvalidRequest
 from quorate_store.commands import Command, Compact, LeaseExpire, LeaseGrant, LeaseIncarnation, LeaseRevoke
 from quorate_store.model import (
     RANGE_ALL,
+    Arrangement,
     Compare,
     CompareResult,
     CompareTarget,
     DeleteOp,
     PutOp,
     RangeOp,
+    SortOrder,
+    SortTarget,
     TxnOp,
 )
 from quorate_store.state import StateMachine
@@ -32,8 +35,20 @@ values = st.sampled_from([b"", b"x", b"yy", b"z" * 3_000])
 leases = st.sampled_from([0, 0, 1, 2])
 revisions = st.integers(0, 12)
 
-ranges = st.builds(RangeOp, keys, ends, st.integers(0, 3), revisions, st.booleans(), st.booleans())
-puts = st.builds(PutOp, keys, values, leases, st.booleans())
+arrangements = st.builds(
+    Arrangement,
+    st.sampled_from(SortOrder),
+    st.sampled_from(SortTarget),
+    *(st.sampled_from([0, 0, 0, low]) for low in (3, 6, 2, 5)),
+)
+ranges = st.builds(
+    RangeOp, keys, ends, st.integers(0, 3), revisions, st.booleans(), st.booleans(), st.none() | arrangements
+)
+puts = (
+    st.builds(PutOp, keys, values, leases, st.booleans())
+    | st.builds(PutOp, keys, st.just(b""), leases, st.booleans(), ignore_value=st.just(True))
+    | st.builds(PutOp, keys, values, st.just(0), st.booleans(), ignore_lease=st.just(True))
+)
 deletes = st.builds(DeleteOp, keys, ends, st.booleans())
 numbers = st.builds(
     Compare,
