@@ -58,6 +58,15 @@ _MEDIA_TYPES = {
 _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"model": ConfigMetadata, "description": "The document is new; 200 when it was there before"}
 }
+_DOCUMENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The document; with `raw` its content, in the type of its format",
+        "content": {
+            kind: {"schema": {"type": "string"}} for kind in sorted({*_MEDIA_TYPES.values()} - {"application/json"})
+        },
+    },
+    304: {"description": "What `If-None-Match` names is the newest"},
+}
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-Sent Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
@@ -88,7 +97,7 @@ class ConfigApi:
         router.get("/{namespace}", response_model=ConfigList)(self.list_documents)
         router.get("/{namespace}/watch", response_class=Response, responses=_EVENTS)(self.watch)
         router.put(named, response_model=ConfigMetadata, responses=_CREATED, openapi_extra=_CONTENT_BODY)(self.publish)
-        router.get(named, response_model=ConfigDocument)(self.get)
+        router.get(named, response_model=ConfigDocument, responses=_DOCUMENT)(self.get)
         router.delete(named, response_model=ConfigMetadata)(self.delete)
         router.get(named + "/history", response_model=ConfigHistory)(self.list_versions)
         router.post(named + "/rollback", response_model=ConfigMetadata, responses=_CREATED)(self.roll_back)

@@ -9,6 +9,8 @@ state wins, so that a slow reader costs no memory and never sees an outdated sta
 store keeps them, so a resume works from any revision, however old, and needs no record of recent changes.
 
 The feed never goes back: a state older than what it holds is not taken, and while the store is away it simply stands.
+Only a store that was restored from a backup does, under revisions that are all newer: documents then have older
+versions than somebody may have seen. Who resumes from before that, or was told something before it, gets a snapshot.
 """
 
 import asyncio
@@ -83,13 +85,14 @@ class Interest:
 class _Subscriber:
     """`pending`: names that changed since its last event; at most as many as it watches."""
 
-    __slots__ = ("bookmark_due", "interest", "pending", "sent_revision", "woken")
+    __slots__ = ("bookmark_due", "interest", "must_begin_anew", "pending", "sent_revision", "woken")
 
     def __init__(self, interest: Interest) -> None:
         self.interest = interest
         self.pending: set[DocumentName] = set()
         self.sent_revision = 0
         self.bookmark_due = False
+        self.must_begin_anew = False
         self.woken = asyncio.Event()
 
 
@@ -97,6 +100,7 @@ class Feed:
     def __init__(self, subscribers_max: int = SUBSCRIBERS_MAX) -> None:
         self._subscribers_max = subscribers_max
         self._revision = 0
+        self._restored_revision = 0
         self._documents: dict[str, dict[DocumentName, Published]] = defaultdict(dict)
         self._subscribers: set[_Subscriber] = set()
         self._by_name: dict[DocumentName, set[_Subscriber]] = defaultdict(set)
@@ -126,11 +130,22 @@ class Feed:
 
     # What the follower tells it
 
-    def load(self, revision: int, documents: Iterable[Published]) -> None:
-        """Take the state as of `revision`; what is newer here already stays."""
+    def load(self, revision: int, documents: Iterable[Published], restored_revision: int = 0) -> None:
+        """Take the state as of `revision`; what is newer here already stays, unless it is of before the store was
+        restored from a backup, with `restored_revision`."""
+        self._restored_revision = restored_revision
+        if 0 < self._revision < restored_revision:
+            self._begin_anew()
         changed = [published.name for published in documents if self._take(published)]
         self._advance(revision)
         self._wake(changed)
+
+    def _begin_anew(self) -> None:
+        self._documents.clear()
+        for subscriber in self._subscribers:
+            subscriber.must_begin_anew = True
+            subscriber.pending.clear()
+        self._wake_in_turns(self._subscribers)
 
     def apply(self, batch: WatchBatch) -> None:
         """Take the changes of a batch; without events it is a bookmark, which all subscribers are told of.
@@ -245,20 +260,26 @@ class Feed:
                 _discard(self._by_name, name, subscriber)
 
     def _first_event(self, subscriber: _Subscriber, since: int) -> bytes:
-        watched = self._watched(subscriber.interest)
         subscriber.sent_revision = max(self._revision, since)
-        if since == 0:
-            present = [published for published in watched if not published.head.deleted]
-            return _encode("snapshot", self._revision, present)
+        if since < max(self._restored_revision, 1):
+            return self._snapshot(subscriber)
+        watched = self._watched(subscriber.interest)
         changed = [published for published in watched if published.revision > since]
         # A client that is ahead of this node is told what it knows already, and nothing older.
         return _encode("delta" if changed else "bookmark", subscriber.sent_revision, changed)
+
+    def _snapshot(self, subscriber: _Subscriber) -> bytes:
+        watched = self._watched(subscriber.interest)
+        return _encode("snapshot", self._revision, [each for each in watched if not each.head.deleted])
 
     def _next_event(self, subscriber: _Subscriber) -> bytes | None:
         before, subscriber.sent_revision = subscriber.sent_revision, max(subscriber.sent_revision, self._revision)
         names = frozenset(subscriber.pending)
         subscriber.pending.clear()
         bookmark_due, subscriber.bookmark_due = subscriber.bookmark_due, False
+        if subscriber.must_begin_anew:
+            subscriber.must_begin_anew = False
+            return self._snapshot(subscriber)
         # A client that is ahead of this node has seen what is not newer than its own revision.
         unseen = frozenset(name for name in names if self._documents[name.namespace][name].revision > before)
         if unseen:

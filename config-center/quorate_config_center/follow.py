@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from quorate_core.errors import Compacted, FutureRevision, InvariantViolation, QuorateError
-from quorate_store.model import prefix_end
+from quorate_store.model import RESTORED_KEY, prefix_end
 from quorate_store.port import Store, Watch
 
 from quorate_config_center.feed import Feed, IncompleteChange, Published
@@ -101,8 +101,13 @@ class FeedFollower:
             if found is not None:
                 documents.append(Published.of(name, found))
             await asyncio.sleep(0)  # a serializable read waits for nothing: let the node's other work in
-        self._feed.load(revision, documents)
+        self._feed.load(revision, documents, await self._restored_revision())
         log.info("config_feed_loaded", revision=revision, documents=len(documents))
+
+    async def _restored_revision(self) -> int:
+        """With which revision the store's life began, when it began from a backup; else 0."""
+        found = await self._store.range(RESTORED_KEY, serializable=True)
+        return found.kvs[0].mod_revision if found.kvs else 0
 
     async def _follow(self) -> None:
         # History sorts before the current heads; one watch over both brings a head together with its content.

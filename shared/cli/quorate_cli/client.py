@@ -2,14 +2,17 @@
 
 Endpoints are tried in turn. What may be sent again is decided by what is known to have happened (`may_repeat`): a
 connection that was refused did nothing; an answer that says `retry: safe` did nothing; a read may always be repeated;
-a write whose answer was lost may have been done, and is reported as such. All of it within one deadline, which is
-longer than an election takes.
+a write whose answer was lost may have been done, and is reported as such, unless it carries a request id: such a one is
+applied once however often it is sent, so it is sent again. All of it within one deadline, which is longer than an
+election takes.
 """
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -36,14 +39,18 @@ from quorate_core.errors import (
 )
 
 from quorate_cli.endpoints import HOW_TO_START, Target
+from quorate_cli.etcd_errors import error_from_etcd, is_etcd_error
 
 DEADLINE_S = 8.0
 CONNECT_TIMEOUT_S = 2.0
 ROUND_PAUSE_S = 0.2
 STREAM_SILENCE_S = 15.0
 """The server sends a comment every 5 s: after three of them missed, the stream is dead."""
-READ_ATTEMPT_S = 3.0
-"""A read that one endpoint has not answered in this time is asked of the next one."""
+ATTEMPT_S = 3.0
+"""What may be sent again, and one endpoint has not answered in this time, is asked of the next one."""
+LINE_BYTES_MAX = 64 * 1024 * 1024
+"""Of a stream of JSON lines: more than what the store writes at once."""
+REQUEST_ID_HEADER = "quorate-request-id"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Parameters = Mapping[str, str | int | list[str]]
@@ -71,8 +78,9 @@ def may_repeat(error: QuorateError, is_read: bool) -> bool:
 class ControlPlane:
     """Use as a context manager. Raises the errors that the server raised, and Unavailable when nobody answers."""
 
-    def __init__(self, target: Target, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, target: Target, deadline_s: float = DEADLINE_S, attempt_s: float = ATTEMPT_S) -> None:
         self._target = target
+        self._attempt_s = attempt_s
         self._deadline_s = deadline_s
         headers = {"authorization": f"Bearer {target.token}"} if target.token else {}
         # NB: no proxy from the environment. Control planes are near, and a token must not pass a stranger.
@@ -105,6 +113,86 @@ class ControlPlane:
         except ValueError as error:
             raise _not_understood(answer) from error
 
+    def call_json(self, path: str, body: Mapping[str, Any], *, request_id: str = "") -> Any:
+        """POST `body` to the store's API; returns what it answers. Without a `request_id` it is a read.
+
+        Raises OutcomeUnknown for a write that may have been done.
+        """
+        headers = {"content-type": "application/json", **({REQUEST_ID_HEADER: request_id} if request_id else {})}
+        answer = self._call("POST", path, {}, headers, json.dumps(body).encode(), _Kind.of_store_call(request_id))
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise _not_understood(answer) from error
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return self._target.endpoints
+
+    @contextmanager
+    def json_lines(
+        self, endpoint: str, path: str, messages: Sequence[Mapping[str, Any]], silence_s: float
+    ) -> Iterator[Iterator[Any]]:
+        """POST `messages` to one of `endpoints`; within the context, each line of its answer as the JSON that it is,
+        until the answer ends. Raises Silent when nothing comes for `silence_s` seconds, and Unavailable when it breaks
+        off or cannot begin."""
+        headers = {"content-type": "application/json"}
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+        url, content = endpoint + path, b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+        try:
+            with self._http.stream("POST", url, headers=headers, content=content, timeout=timeout) as answer:
+                _require_success(answer)
+                yield (_decoded(line, answer) for line in _lines(answer))
+        except httpx.ReadTimeout as error:
+            raise Silent(f"{endpoint} has sent nothing for {silence_s:g} s") from error
+        except httpx.HTTPError as error:
+            raise self._transport_failure(error, endpoint, is_read=True) from error
+
+    @contextmanager
+    def download(self, path: str, parameters: Parameters, silence_s: float) -> Iterator[Iterator[bytes]]:
+        """GET `path` from the first endpoint that gives it; within the context, its body in pieces, as they come.
+
+        Raises Unavailable when that breaks off, or nothing comes for `silence_s` seconds.
+        """
+        endpoint, answer = self._begin_download(path, parameters, silence_s)
+        try:
+            yield answer.iter_bytes()
+        except httpx.HTTPError as error:
+            raise self._transport_failure(error, endpoint, is_read=True) from error
+        finally:
+            answer.close()
+
+    def _begin_download(self, path: str, parameters: Parameters, silence_s: float) -> tuple[str, httpx.Response]:
+        """The first endpoint that answers well, and its answer, whose body is still to be read."""
+        deadline_s = time.monotonic() + self._deadline_s
+        while True:
+            failures: list[QuorateError] = []
+            for endpoint in self._target.endpoints:
+                try:
+                    return endpoint, self._open(endpoint, path, parameters, silence_s)
+                except QuorateError as error:
+                    if not may_repeat(error, is_read=True):
+                        raise
+                    failures.append(error)
+            self._give_up_if_hopeless(failures, deadline_s)
+            time.sleep(ROUND_PAUSE_S)
+
+    def _open(self, endpoint: str, path: str, parameters: Parameters, silence_s: float) -> httpx.Response:
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+        # Not packed on its way: it is large, and compared with its own checksum.
+        headers = {"accept-encoding": "identity"}
+        request = self._http.build_request("GET", endpoint + path, params=parameters, headers=headers, timeout=timeout)
+        try:
+            answer = self._http.send(request, stream=True)
+            try:
+                _require_success(answer)
+            except BaseException:
+                answer.close()
+                raise
+        except httpx.HTTPError as error:
+            raise self._transport_failure(error, endpoint, is_read=True) from error
+        return answer
+
     def stream(self, path: str, parameters: Parameters, last_event_id: str) -> Iterator[StreamEvent]:
         """Events from the first endpoint that answers, until the stream ends, which is not an error.
 
@@ -136,10 +224,12 @@ class ControlPlane:
         raise answered[0] if answered else self._nobody_answers()
 
     def _call(
-        self, method: str, path: str, parameters: Parameters, headers: Mapping[str, str], content: bytes | None
-    ) -> httpx.Response:
-        is_read = method == "GET"
+        self, method: str, path: str, parameters: Parameters, headers: Mapping[str, str], content: bytes | None,
+        kind: "_Kind | None" = None,
+    ) -> httpx.Response:  # fmt: skip
+        kind = kind or (_Kind.READ if method == "GET" else _Kind.WRITE)
         deadline_s = time.monotonic() + self._deadline_s
+        in_doubt: OutcomeUnknown | None = None
         while True:
             failures: list[QuorateError] = []
             for endpoint in self._target.endpoints:
@@ -147,12 +237,18 @@ class ControlPlane:
                 if left_s <= 0:
                     break
                 try:
-                    return self._attempt(method, endpoint, path, parameters, headers, content, left_s)
+                    return self._attempt(method, endpoint, path, parameters, headers, content, kind, left_s)
                 except QuorateError as error:
-                    if not may_repeat(error, is_read):
+                    if not may_repeat(error, kind is not _Kind.WRITE):
                         raise
+                    if isinstance(error, OutcomeUnknown) and kind is _Kind.WRITE_ONCE:
+                        in_doubt = error
                     failures.append(error)
-            self._give_up_if_hopeless(failures, deadline_s)
+            try:
+                self._give_up_if_hopeless(failures, deadline_s)
+            except QuorateError as error:
+                # NB: what an earlier try may have done is not undone by a later one that surely did nothing.
+                raise (in_doubt or error) from error.__cause__
             time.sleep(ROUND_PAUSE_S)
 
     def _give_up_if_hopeless(self, failures: list[QuorateError], deadline_s: float) -> None:
@@ -166,17 +262,17 @@ class ControlPlane:
 
     def _attempt(
         self, method: str, endpoint: str, path: str, parameters: Parameters, headers: Mapping[str, str],
-        content: bytes | None, left_s: float,
+        content: bytes | None, kind: "_Kind", left_s: float,
     ) -> httpx.Response:  # fmt: skip
-        answer_s = min(left_s, READ_ATTEMPT_S) if method == "GET" else left_s
+        answer_s = left_s if kind is _Kind.WRITE else min(left_s, self._attempt_s)
         timeout = httpx.Timeout(answer_s, connect=min(left_s, CONNECT_TIMEOUT_S))
         try:
             answer = self._http.request(
                 method, endpoint + path, params=parameters, headers=headers, content=content, timeout=timeout
             )
         except httpx.HTTPError as error:
-            raise self._transport_failure(error, endpoint, method == "GET") from error
-        _require_success(answer)
+            raise self._transport_failure(error, endpoint, kind is _Kind.READ) from error
+        _require_success(answer, is_read=kind is _Kind.READ)
         return answer
 
     def _transport_failure(self, error: httpx.HTTPError, endpoint: str, is_read: bool) -> QuorateError:
@@ -189,6 +285,23 @@ class ControlPlane:
     def _nobody_answers(self) -> Unavailable:
         where = ", ".join(self._target.endpoints)
         return Unavailable(f"no {self._target.what} answers at {where}; is it running?", advice=HOW_TO_START)
+
+
+class _Kind(Enum):
+    """What is known of a request that may have to be sent again."""
+
+    READ = "read"
+    WRITE = "write"
+    WRITE_ONCE = "write once"
+    """It carries a request id."""
+
+    @classmethod
+    def of_store_call(cls, request_id: str) -> "_Kind":
+        return cls.WRITE_ONCE if request_id else cls.READ
+
+
+class Silent(Unavailable):
+    """A stream on which nothing comes, or nobody is there any more: from outside they look alike."""
 
 
 class _Unreachable(Unavailable):
@@ -209,10 +322,32 @@ def _not_understood(answer: httpx.Response) -> QuorateError:
     )
 
 
-def _require_success(answer: httpx.Response) -> None:
+def _lines(answer: httpx.Response) -> Iterator[bytes]:
+    """The lines of a stream as they come; what stands after the last line's end is a line too."""
+    waiting = bytearray()
+    for chunk in answer.iter_bytes():
+        waiting += chunk
+        if b"\n" in chunk:
+            *whole, rest = waiting.split(b"\n")
+            yield from filter(None, map(bytes, whole))
+            waiting = bytearray(rest)
+        if len(waiting) > LINE_BYTES_MAX:
+            raise PayloadTooLarge(f"{answer.request.url} sends a line of over {LINE_BYTES_MAX} bytes")
+    if waiting:
+        yield bytes(waiting)
+
+
+def _decoded(line: bytes, answer: httpx.Response) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise _not_understood(answer) from error
+
+
+def _require_success(answer: httpx.Response, *, is_read: bool = True) -> None:
     if not answer.is_success:
         answer.read()
-        raise _error_of(answer)
+        raise _error_of(answer, is_read=is_read)
 
 
 _BY_STATUS: dict[int, type[QuorateError]] = {
@@ -223,11 +358,13 @@ _BY_STATUS: dict[int, type[QuorateError]] = {
 """For answers that carry no problem of ours: a path that is not served, something else between us and a node."""
 
 
-def _error_of(answer: httpx.Response) -> QuorateError:
+def _error_of(answer: httpx.Response, *, is_read: bool) -> QuorateError:
     try:
         body = json.loads(answer.content)
     except ValueError:
         body = None
+    if is_etcd_error(body):
+        return error_from_etcd(body, is_read=is_read)
     if not isinstance(body, dict) or "detail" not in body:
         body = {"detail": f"{answer.request.url} answered with HTTP status {answer.status_code}"}
     error = error_from_problem(body)

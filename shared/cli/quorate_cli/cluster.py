@@ -12,15 +12,19 @@ from quorate_core.errors import Conflict, DeadlineExceeded, InvalidRequest, NotF
 from quorate_core.settings import HostPort
 from quorate_sdk.wire import AddMember, ClusterMember, ClusterStatus, MemberList, Transfer, Transferred
 
+from quorate_cli import keys, keys_watch
 from quorate_cli.client import ControlPlane, api_path
+from quorate_cli.cluster_compact import compact
+from quorate_cli.cluster_hash import hash_members
 from quorate_cli.endpoints import find_target
 from quorate_cli.exits import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from quorate_cli.joining import Place, as_shell_lines, join_command, local_layout
 from quorate_cli.layout import Layout, write_atomically
+from quorate_cli.lazy_commands import lazily
 from quorate_cli.options import AsJson, Endpoints, TokenFile
 from quorate_cli.parts import PartKind, removed_mark
 from quorate_cli.run_state import read_run_state
-from quorate_cli.tables import cluster_table, members_table, show
+from quorate_cli.tables import cluster_table, external_stores_table, members_table, show
 
 POLL_INTERVAL_S = 0.5
 REMOVAL_LOOKS_MAX = 10
@@ -29,7 +33,10 @@ CAUGHT_UP_LAG_ENTRIES_MAX = 100
 _JSON = {"content-type": "application/json"}
 _NO_LEADER = "There is no leader: reads of the last state go on, writes wait for a majority of nodes."
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=lazily({"snapshot": "quorate_cli.cluster_snapshot"}), add_completion=False, no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 MemberArgument = Annotated[str, typer.Argument(help="Such as node-4.", metavar="NAME", show_default=False)]
@@ -37,9 +44,17 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Wait so many seconds at most.", min=0.1)]
 
 
+app.command()(keys.get)
+app.command()(keys.put)
+app.command("del")(keys.delete)
+app.command()(keys_watch.watch)
+app.command()(compact)
+app.command("hash")(hash_members)
+
+
 @app.callback()
 def cluster() -> None:
-    """The control plane's own state, and who is a member of it.
+    """The control plane's own state, who is a member of it, and the keys of its store.
 
     A member is replaced by four steps, while everything goes on:
 
@@ -53,7 +68,8 @@ def cluster() -> None:
 
 @app.command()
 def status(as_json: AsJson = False, endpoints: Endpoints = None, token_file: TokenFile = None) -> None:
-    """Show every node: its role, how far it is, and who it is connected to.
+    """Show every node: its role, how far it is, and who it is connected to. Of nodes that stand on an external store,
+    also where that is, and which of its endpoints answer.
 
     Exits with 1 when there is no leader, so that writes wait.
     """
@@ -63,6 +79,8 @@ def status(as_json: AsJson = False, endpoints: Endpoints = None, token_file: Tok
         typer.echo(found.model_dump_json())
     else:
         show(cluster_table(found))
+        if any(report.status and report.status.store for report in found.nodes):
+            show(external_stores_table(found))
     _require_leader(found.leader)
 
 

@@ -37,7 +37,7 @@ _ADVICE: dict[type[QuorateError], str] = {
     Forbidden: "Call the control plane by one of its own names, such as 127.0.0.1.",
     PreconditionFailed: "It was changed meanwhile: read it again, and give the version that you have read.",
     InvalidContent: "Nothing was changed, and what was in force still is.",
-    QuotaExceeded: "Delete what is no longer needed; reads and deletes go on.",
+    QuotaExceeded: "Delete what is no longer needed, and then: quorate cluster compact. Reads and deletes go on.",
     OutcomeUnknown: "It may have been done: look first, and send it again only if it was not.",
 }
 

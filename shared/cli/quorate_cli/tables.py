@@ -1,6 +1,6 @@
 """Tables for people. Each takes what was read and returns a table; scripts use --json instead."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from quorate_sdk.wire import (
     ClusterMember,
@@ -9,7 +9,9 @@ from quorate_sdk.wire import (
     Instance,
     MemberList,
     NodeReport,
+    NodeStatus,
     ServiceSummary,
+    StoreEndpoint,
 )
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -35,6 +37,8 @@ _STATE_STYLE = {
     "forced-open": _BAD,
 }
 SHA_CHARS = 10
+QUOTA_WARNING_SHARE = 0.8
+"""Of its quota: from here on an operator should look at what the store holds."""
 PIPED_WIDTH = 200
 """Columns when the output is no terminal: a pipe has no width, and wrapped rows are hard to search."""
 
@@ -60,6 +64,34 @@ def parts_table(state: RunState) -> Table:
     return table
 
 
+def external_stores_table(status: ClusterStatus) -> Table:
+    """The endpoints of the stores that nodes stand on, each as the nodes see it that reach it, and who does not."""
+    table = _table("store endpoint", "member", "role", "version", "revision", "store", "reached",
+                   right=("revision", "store"))  # fmt: skip
+    views: dict[tuple[str, str], dict[str, StoreEndpoint]] = {}
+    for report in status.nodes:
+        store = report.status.store if report.status else None
+        for endpoint in store.endpoints if store else ():
+            views.setdefault((store.url if store else "", endpoint.address), {})[report.name] = endpoint
+    for (_, address), by_node in views.items():
+        _add(table, address, *_endpoint_row(by_node))
+    return table
+
+
+def _endpoint_row(by_node: Mapping[str, StoreEndpoint]) -> list[str | Text]:
+    reached = [endpoint for endpoint in by_node.values() if endpoint.error is None]
+    failures = {endpoint.error: name for name, endpoint in by_node.items() if endpoint.error is not None}
+    newest = max(reached or by_node.values(), key=lambda endpoint: endpoint.revision)
+    if not failures:
+        how = Text("yes", style=_GOOD)
+    else:
+        who = "no" if not reached else f"not by {', '.join(sorted(failures.values()))}"
+        how = Text(printable(f"{who}: {'; '.join(filter(None, failures))}"), style=_BAD)
+    role = Text(newest.role or "-", style=_GOOD if newest.role == "leader" else "")
+    return [newest.name or "-", role, newest.version or "-", str(newest.revision or "-"),
+            readable_bytes(newest.store_bytes), how]  # fmt: skip
+
+
 def services_table(services: Sequence[ServiceSummary]) -> Table:
     table = _table("service", "instances", "up", right=("instances", "up"))
     for item in services:
@@ -80,8 +112,9 @@ def instances_table(instances: Sequence[Instance]) -> Table:
 
 
 def cluster_table(status: ClusterStatus) -> Table:
-    table = _table("node", "address", "role", "term", "commit", "applied", "revision", "store", "uptime", "connected",
-                   right=("term", "commit", "applied", "revision", "store", "uptime"))  # fmt: skip
+    table = _table("node", "address", "role", "term", "commit", "applied", "revision", "store", "quota", "uptime",
+                   "connected", right=("term", "commit", "applied", "revision", "store", "quota",
+                                       "uptime"))  # fmt: skip
     for report in status.nodes:
         _add(table, *_node_row(report))
     return table
@@ -90,13 +123,21 @@ def cluster_table(status: ClusterStatus) -> Table:
 def _node_row(report: NodeReport) -> list[str | Text]:
     node = report.status
     if node is None:
-        return [report.name, report.url or "-", Text(report.error or "no answer", style=_BAD), *["-"] * 7]
+        return [report.name, report.url or "-", Text(report.error or "no answer", style=_BAD), *["-"] * 8]
     shown_role = "learner" if node.name in node.learners else node.role
     role = Text(shown_role, style=_GOOD if node.role == "leader" else "")
     connected = ", ".join(node.connected) or "-"
     numbers = [node.term, node.commit_index, node.applied_index, node.revision]
     return [report.name, report.url, role, *map(str, numbers), readable_bytes(node.store_bytes),
-            readable_duration(node.uptime_s), connected]  # fmt: skip
+            _quota(node), readable_duration(node.uptime_s), connected]  # fmt: skip
+
+
+def _quota(node: NodeStatus) -> Text:
+    """How much of it is used."""
+    if not node.quota_bytes:
+        return Text("-")
+    used = node.store_bytes / node.quota_bytes
+    return Text(f"{used:.0%} of {readable_bytes(node.quota_bytes)}", style=_BAD if used >= QUOTA_WARNING_SHARE else "")
 
 
 def members_table(found: MemberList) -> Table:
@@ -158,6 +199,14 @@ def readable_duration(seconds: float) -> str:
         if whole >= unit_s:
             return f"{whole // unit_s} {name} {whole % unit_s // smaller_s} {smaller}"
     return f"{whole} s"
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """Texts as they are; `right`: the columns of numbers."""
+    table = _table(*columns, right=right)
+    for row in rows:
+        _add(table, *row)
+    return table
 
 
 def _state(text: str) -> Text:

@@ -1,10 +1,14 @@
 """`/v1/cluster`: what this node is, what all nodes say of themselves, and who is a member.
 
-The models are in `quorate_sdk.wire`; what the members' part does is in `members`.
+What a node can say of itself depends on the engine that it stands on (`engines`): a member knows its log, a node on an
+external store knows how far the store can be reached. Each has a view, and the endpoints are the same for both. The
+models are in `quorate_sdk.wire`; what the members' part does is in `members`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from fastapi import APIRouter, FastAPI
 from pydantic import ValidationError
@@ -22,31 +26,73 @@ from quorate_sdk.wire import (
 from quorate_store.apps import Fleet, FleetAnswer
 from quorate_store.port import Store
 
-from quorate_node.members import ClusterControl, Members
+from quorate_node.members import ClusterControl
 
 PREFIX = "/v1/cluster"
 STATUS_TIMEOUT_S = 1.0
 
 
-class ClusterApi:
-    """`url` is where others reach this node. The store answers for its state, `control` for consensus."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a node is, whatever it stands on. `url` is where others reach it."""
 
-    def __init__(
-        self,
-        store: Store,
-        control: ClusterControl,
-        members: Members,
-        fleet: Fleet,
-        url: str,
-        apps: Sequence[str],
-        clock: Clock,
-    ) -> None:
+    name: str
+    url: str
+    apps: tuple[str, ...]
+
+
+class ClusterView(Protocol):
+    """What an engine knows of the cluster, for this node's word and for the leader that all words together name."""
+
+    async def node(self, identity: Identity, uptime_s: float) -> NodeStatus: ...
+    def leader(self, own: NodeStatus, reports: Iterable[NodeReport]) -> str:
+        """Empty when there is none for sure."""
+        ...
+
+
+class MemberAdministration(Protocol):
+    """What `/v1/cluster/members` and `/v1/cluster/transfer` do; `members.Members` where this node is one."""
+
+    async def list(self) -> MemberList: ...
+    async def add(self, wanted: AddMember) -> MemberList: ...
+    async def promote(self, name: str) -> MemberList: ...
+    async def remove(self, name: str) -> MemberList: ...
+    async def transfer(self, wanted: Transfer) -> Transferred: ...
+
+
+class MemberView:
+    """A member's: the store answers for its state, `control` for consensus."""
+
+    def __init__(self, store: Store, control: ClusterControl) -> None:
         self._store = store
         self._control = control
+
+    async def node(self, identity: Identity, uptime_s: float) -> NodeStatus:
+        own, log = await self._store.status(), self._control.status()
+        membership = log.membership
+        return NodeStatus(
+            name=own.name, url=identity.url, role=own.role, leader=own.leader, term=own.term,
+            commit_index=own.commit_index, applied_index=own.applied_index, revision=own.revision,
+            store_bytes=own.store_bytes, members=list(membership.names), connected=list(own.connected),
+            apps=list(identity.apps), uptime_s=uptime_s,
+            voters=list(membership.voters), learners=list(membership.learners),
+            first_index=log.first_index, snapshot_index=log.snapshot_index, quota_bytes=own.quota_bytes,
+        )  # fmt: skip
+
+    def leader(self, own: NodeStatus, reports: Iterable[NodeReport]) -> str:
+        return agreed_leader(own.voters, reports)
+
+
+class ClusterApi:
+    """The endpoints, for any engine."""
+
+    def __init__(
+        self, identity: Identity, view: ClusterView, members: MemberAdministration, fleet: Fleet, clock: Clock
+    ) -> None:
+        self._identity = identity
+        self._view = view
         self._members = members
         self._fleet = fleet
-        self._url = url
-        self._apps = list(apps)
         self._clock = clock
         self._started_s = clock.monotonic_s()
 
@@ -63,16 +109,7 @@ class ClusterApi:
 
     async def node(self) -> NodeStatus:
         """This node alone, as it sees itself."""
-        own, log = await self._store.status(), self._control.status()
-        membership = log.membership
-        return NodeStatus(
-            name=own.name, url=self._url, role=own.role, leader=own.leader, term=own.term,
-            commit_index=own.commit_index, applied_index=own.applied_index, revision=own.revision,
-            store_bytes=own.store_bytes, members=list(membership.names), connected=list(own.connected),
-            apps=self._apps, uptime_s=round(self._clock.monotonic_s() - self._started_s, 3),
-            voters=list(membership.voters), learners=list(membership.learners),
-            first_index=log.first_index, snapshot_index=log.snapshot_index,
-        )  # fmt: skip
+        return await self._view.node(self._identity, round(self._clock.monotonic_s() - self._started_s, 3))
 
     async def status(self) -> ClusterStatus:
         """Every node's word, and who did not answer. It needs no leader."""
@@ -83,9 +120,8 @@ class ClusterApi:
         for member in own.members:
             silent = NodeReport(name=member, url="", error="no answer: it is not among the nodes that are up")
             reports.setdefault(member, silent)
-        return ClusterStatus(
-            leader=agreed_leader(own.voters, reports.values()), nodes=[reports[name] for name in sorted(reports)]
-        )
+        leader = self._view.leader(own, reports.values())
+        return ClusterStatus(leader=leader, nodes=[reports[name] for name in sorted(reports)])
 
     async def members(self) -> MemberList:
         """Who is a member, how far each is, and who can be reached, as the leader sees it."""

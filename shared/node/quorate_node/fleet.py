@@ -1,7 +1,8 @@
 """The nodes that are up: each holds a key by a lease, and answers questions about the present.
 
 `quorate/nodes/{name}` is `{"url": …}`, attached to a lease that its node renews. A node that dies is forgotten when
-its lease ends; one that stops in good order takes its key away.
+its lease ends; one that stops in good order takes its key away. A name belongs to whoever has it: a second node of that
+name, at another address, is not announced before the first one's lease has ended, and says so.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ from typing import Any, Self
 import httpx
 import msgspec
 import structlog
-from quorate_core.errors import NotFound, QuorateError
+from quorate_core.errors import Conflict, NotFound, QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_store.apps import FleetAnswer, FleetNode
-from quorate_store.model import prefix_end
+from quorate_store.model import Compare, CompareResult, CompareTarget, KeyValue, PutOp, RangeOp, RangeResult, prefix_end
 from quorate_store.port import Store
 from starlette.types import ASGIApp
 
@@ -25,6 +26,8 @@ NODE_TTL_S = 10
 RENEW_INTERVAL_S = 3.0
 RETRY_INTERVAL_S = 0.5
 LEAVE_TIMEOUT_S = 1.0
+NODES_TIMEOUT_S = 1.0
+"""For reading who is up. A member reads that in its own copy; a node on an external store asks for it."""
 ASK_TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 
@@ -47,6 +50,7 @@ class StoreFleet:
     def __init__(self, store: Store, own: FleetNode, own_app: ASGIApp, token: str | None = None) -> None:
         self._store = store
         self._own = own
+        self._last_seen: Sequence[FleetNode] = (own,)
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         within = httpx.ASGITransport(own_app, raise_app_exceptions=False)
         self._own_client = httpx.AsyncClient(transport=within, headers=headers)
@@ -63,10 +67,19 @@ class StoreFleet:
         await self._own_client.aclose()
 
     async def nodes(self) -> Sequence[FleetNode]:
-        """By name; this one is always among them. Read from this member's own copy, so it needs no leader."""
-        held = await self._store.range(NODES_PREFIX, prefix_end(NODES_PREFIX), serializable=True)
+        """By name; this one is always among them. It needs no leader, and while the store does not answer at all, they
+        are those that were last seen."""
+        try:
+            async with asyncio.timeout(NODES_TIMEOUT_S):
+                held = await self._store.range(NODES_PREFIX, prefix_end(NODES_PREFIX), serializable=True)
+        except (QuorateError, TimeoutError):
+            return self._last_seen
+        self._last_seen = self._nodes_of(held.kvs)
+        return self._last_seen
+
+    def _nodes_of(self, kvs: Sequence[KeyValue]) -> Sequence[FleetNode]:
         found = {self._own.name: self._own}
-        for kv in held.kvs:
+        for kv in kvs:
             name = kv.key.removeprefix(NODES_PREFIX).decode(errors="replace")
             try:
                 found.setdefault(name, FleetNode(name, msgspec.json.decode(kv.value, type=_NodeRecord).url))
@@ -160,11 +173,28 @@ class FleetMembership:
         if not self._lease:
             self._lease = (await self._store.lease_grant(NODE_TTL_S)).lease
         try:
-            await self._store.put(self._key, self._record, lease=self._lease)
+            holder = await self._put_unless_taken(0)
+            if holder is not None and holder.value == self._record:  # this node's own, from before it was killed
+                holder = await self._put_unless_taken(holder.mod_revision)
         except NotFound:
             self._lease = 0  # it ended before it was used; the next turn grants another
             return
+        if holder is not None:
+            raise Conflict(
+                f"another node has this one's name, and has announced {holder.value.decode(errors='replace')}"
+            )
         self._is_announced = True
+
+    async def _put_unless_taken(self, mod_revision: int) -> KeyValue | None:
+        """None when this node's key is put; else what is there instead of what was changed at `mod_revision` last (0:
+        of nothing)."""
+        unchanged = Compare(self._key, CompareTarget.MOD, CompareResult.EQUAL, mod_revision)
+        put = PutOp(self._key, self._record, self._lease)
+        outcome = await self._store.txn([unchanged], [put], [RangeOp(self._key)])
+        if outcome.succeeded:
+            return None
+        found = outcome.results[0]
+        return found.kvs[0] if isinstance(found, RangeResult) and found.kvs else None
 
     async def _renew(self) -> None:
         if await self._store.lease_keepalive([self._lease]):

@@ -1,19 +1,29 @@
-"""A node's settings, and what they may not be: each refusal names the flag and the way out."""
+"""A node's settings, and what they may not be: each refusal names the flag and the way out.
+
+A node is a member of the store (`--members`, `--peer`, `--data-dir`, …), or it stands on a store that is somewhere
+else (`--store`), and then has no place for what only a member needs.
+"""
 
 import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 from quorate_core.settings import Address, HostPort, ProcessSettings
 from quorate_raft.core.membership import LEARNERS_MAX, VOTERS_MAX
+from quorate_store.database import QUOTA_BYTES_DEFAULT, QUOTA_BYTES_MAX
+
+from quorate_node.store_url import StoreUrl
 
 MEMBERS_MAX = VOTERS_MAX + LEARNERS_MAX
+STORE_QUOTA_BYTES_MIN = 1024 * 1024
+"""Less would not hold what the platform itself keeps."""
 
 _MEMBER_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
-_CLUSTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+CLUSTER_ID_CHARS_MAX = 128
+_CLUSTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, to be refused as an advertised address
 
 
@@ -43,11 +53,16 @@ class Members(dict[str, HostPort]):
         return ",".join(f"{name}={address}" for name, address in self.items())
 
 
+def is_cluster_id(text: str) -> bool:
+    return len(text) <= CLUSTER_ID_CHARS_MAX and _CLUSTER_ID.match(text) is not None
+
+
 def _parse_names(text: Any) -> Any:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if isinstance(text, str) else text
 
 
 MembersField = Annotated[Members, NoDecode, BeforeValidator(Members.parse), PlainSerializer(str, return_type=str)]
+StoreUrlField = Annotated[StoreUrl, BeforeValidator(StoreUrl.parse), PlainSerializer(str, return_type=str)]
 
 
 class ClusterState(StrEnum):
@@ -59,22 +74,38 @@ class ClusterState(StrEnum):
     EXISTING = "existing"
 
 
+_WANTED_BY_A_MEMBER = ("data_dir", "peer", "members", "cluster_secret_file")
+_ONLY_FOR_A_MEMBER = (
+    "data_dir", "peer", "peer_advertise", "members", "cluster_state", "begun_file", "store_quota_bytes",
+)  # fmt: skip
+_ONLY_WITH_A_STORE = ("store_token_file", "store_ca_file")
+
+
 class NodeSettings(ProcessSettings):
-    """One member of the store and the apps on it."""
+    """One member of the store and the apps on it; or the apps alone, on a store that is somewhere else."""
 
     model_config = SettingsConfigDict(env_prefix="QUORATE_NODE_")
 
     name: str = ""
-    """This member's name; default: that of the member in `--members` whose address is `--peer-advertise`."""
+    """This node's name; default: that of the member in `--members` whose address is `--peer-advertise`."""
+    data_dir: Path = Path()
+    """Where a member of the store keeps its files; made when it is not there."""
+    store: StoreUrlField | None = None
+    """Be no member, and stand on this store: etcd://host:port,host:port (etcds:// over TLS), an etcd cluster or other
+    nodes. This node then has no data, no `--peer` and no `--members`."""
+    store_token_file: Path | None = None
+    """The token that the store's nodes want, where they are Quorate's own and not on loopback."""
+    store_ca_file: Path | None = None
+    """The certificates, in PEM, that vouch for a store at etcds://; default: those of this machine."""
     http: Address
     """Where the HTTP API listens. Bound to anything but loopback, it needs `--token-file`."""
     http_advertise: Address | None = None
     """Where other nodes and clients reach the HTTP API; default: where it listens."""
-    peer: Address
+    peer: Address | None = None
     """Where this member listens for the others."""
     peer_advertise: Address | None = None
     """Where the others reach this member: as `--members` says."""
-    members: MembersField
+    members: MembersField = Members()
     """Members, this one included: name=host:port, separated by commas. The cluster begins with them; later its log
     says who is a member, and these are only addresses, which win over those in the log."""
     cluster_id: str = ""
@@ -87,12 +118,35 @@ class NodeSettings(ProcessSettings):
     begun_file: Path | None = None
     """Written as soon as this member has a log; while it is there, the member does not start without one. Put it where
     it is not lost together with `--data-dir`."""
-    cluster_secret_file: Path
-    """The secret that proves members to each other: at least 32 random characters, readable by its owner only."""
+    cluster_secret_file: Path | None = None
+    """The secret that proves members to each other: at least 32 random characters, readable by its owner only. With
+    `--store`, where that is Quorate's own nodes: theirs, to be let write what belongs to the apps."""
+    store_quota_bytes: Annotated[int, Field(ge=STORE_QUOTA_BYTES_MIN, le=QUOTA_BYTES_MAX)] = QUOTA_BYTES_DEFAULT
+    """How large the store may grow before it refuses to; the same on all members, since the leader's counts."""
     token_file: Path | None = None
     """The token that clients must send, when the HTTP API is not on loopback."""
     apps: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_parse_names)] = None
     """Names of the apps to run, separated by commas; default: all that are installed."""
+
+    @model_validator(mode="after")
+    def _is_member_or_stands_on_a_store(self) -> Self:
+        given = self.model_fields_set
+        if self.store is None:
+            missing = [_flag(name) for name in _WANTED_BY_A_MEMBER if name not in given]
+            useless = [_flag(name) for name in _ONLY_WITH_A_STORE if name in given]
+            if missing:
+                raise ValueError(
+                    f"{', '.join(missing)}: missing for a member of the store; or give --store etcd://host:port, "
+                    "and this node is none"
+                )
+        else:
+            useless = [_flag(name) for name in _ONLY_FOR_A_MEMBER if name in given]
+        if useless:
+            where = "without --store" if self.store is None else "with --store: that is for a member of the store"
+            raise ValueError(f"{', '.join(useless)}: of no use {where}; leave it out")
+        if self.store_ca_file is not None and self.store is not None and not self.store.is_secure:
+            raise ValueError(f"--store-ca-file: of no use with {self.store}, which is without TLS; write etcds://")
+        return self
 
     @model_validator(mode="after")
     def _knows_its_cluster(self) -> Self:
@@ -103,12 +157,19 @@ class NodeSettings(ProcessSettings):
                 self.cluster_id = self.cluster_id_file.read_text().strip()
             except OSError as error:
                 raise ValueError(f"--cluster-id-file {self.cluster_id_file}: {error.strerror}") from error
-        if not _CLUSTER_ID.match(self.cluster_id):
+        if self.store is not None and not self.cluster_id:
+            self.cluster_id = ",".join(sorted(map(str, self.store.endpoints)))
+        elif not is_cluster_id(self.cluster_id):
             raise ValueError("--cluster-id takes letters, digits, '.', '_' and '-', at most 128")
         return self
 
     @model_validator(mode="after")
     def _has_name(self) -> Self:
+        if self.store is not None and not _MEMBER_NAME.match(self.name):
+            raise ValueError(
+                "--name takes lower-case letters, digits, '.', '_' and '-', at most 63; every node on the store needs "
+                "another"
+            )
         if self.name:
             return self
         if self.peer_advertise is None:
@@ -120,7 +181,9 @@ class NodeSettings(ProcessSettings):
         return self
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _has_its_place_among_the_members(self) -> Self:
+        if self.store is not None or self.peer is None:
+            return self
         if self.name not in self.members:
             raise ValueError(f"--name {self.name} is not among --members {self.members}")
         own = self.members[self.name]
@@ -128,6 +191,10 @@ class NodeSettings(ProcessSettings):
             raise ValueError(f"--peer-advertise {self.peer_advertise} is not what --members says of {self.name}: {own}")
         if len(self.members) > 1 and 0 in (self.peer.port, *(address.port for address in self.members.values())):
             raise ValueError("members of a cluster need fixed peer ports; port 0 is for a single member")
+        return self
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
         if not self.http.is_loopback and self.token_file is None:
             raise ValueError(
                 f"--http {self.http} can be reached by others, and nothing protects it: "
@@ -140,3 +207,7 @@ class NodeSettings(ProcessSettings):
     def advertised_http(self, bound: HostPort) -> HostPort:
         """Where others reach the API that is bound to `bound`."""
         return bound if self.http_advertise is None else self.http_advertise
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -297,9 +297,35 @@ class ConfigDelta(_Answer):
     documents: list[ConfigDocument]
 
 
+class StoreEndpoint(_Answer):
+    """One endpoint of an external store, as one node sees it. `name` is the member's that answers there. While there is
+    an `error`, all the rest is what it said last, and may be old."""
+
+    address: str
+    error: str | None = None
+    name: str = ""
+    role: str = ""
+    """leader, follower or learner."""
+    version: str = ""
+    revision: int = 0
+    store_bytes: int = 0
+
+
+class ExternalStore(_Answer):
+    """What a node that is no member of the store stands on. `leader` is empty while no endpoint names one."""
+
+    url: str
+    leader: str = ""
+    endpoints: list[StoreEndpoint] = []
+
+
 class NodeStatus(_Answer):
     """A node's own word. `members` are all of them, `voters` and `learners` by their role; `first_index` is the first
-    entry that its log still has, `snapshot_index` the last one that its newest snapshot holds the state of."""
+    entry that its log still has, `snapshot_index` the last one that its newest snapshot holds the state of.
+
+    A node on an external store (`store` is not None) has the role `api`, no members and no log; its numbers are the
+    store's, as the most advanced endpoint gives them.
+    """
 
     name: str
     url: str
@@ -318,6 +344,9 @@ class NodeStatus(_Answer):
     learners: list[str] = []
     first_index: int = 1
     snapshot_index: int = 0
+    quota_bytes: int = 0
+    """From how many `store_bytes` on the store refuses to grow; 0: not known."""
+    store: ExternalStore | None = None
 
 
 class NodeReport(_Answer):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 from quorate_config_center.feed import WAKES_A_TURN, Feed, IncompleteChange, Interest, Published
 from quorate_config_center.model import (
@@ -289,3 +290,43 @@ async def test_a_bookmark_is_sent_also_when_the_revision_stands_still() -> None:
         for _ in range(2):
             feed.publish_bookmark()
             assert await next_event(events) == ("bookmark", {"revision": feed.revision})
+
+
+def document(name: DocumentName, version: int, content: str, revision: int) -> Published:
+    head = next_published(None, content.encode(), ConfigFormat.TEXT, CHANGE)
+    assert head is not None
+    return Published.of(name, StoredVersion(msgspec.structs.replace(head, version=version), content, revision))
+
+
+async def test_who_resumes_from_before_a_restoration_gets_a_snapshot() -> None:
+    """The document is older than what the client has seen, so that nothing seems to have changed since."""
+    feed = Feed()
+    feed.load(1_000, [document(A, 1, "as it was", 5)], restored_revision=900)
+    for since in (5, 10, 899):
+        async with aclosing(feed.events(ALL, since)) as events:
+            kind, data = await next_event(events)
+        assert (kind, contents(data)) == ("snapshot", {"a": "as it was"})
+    async with aclosing(feed.events(ALL, 900)) as events:
+        assert (await next_event(events))[0] == "bookmark"
+
+
+async def test_a_store_that_is_restored_under_a_running_feed_is_told_anew_to_everybody() -> None:
+    feed = Feed()
+    script = Script(feed)
+    script.publish(A, "one")
+    script.publish(A, "two")
+    script.publish(B, "not in the backup")
+    async with aclosing(feed.events(ALL)) as events:
+        await next_event(events)
+        feed.load(1_000, [document(A, 1, "one", 2)], restored_revision=900)
+        kind, data = await next_event(events)
+        assert (kind, data["revision"], contents(data)) == ("snapshot", 1_000, {"a": "one"})
+        script.revision = 1_000
+        script.publish(A, "three")
+        assert contents((await next_event(events))[1]) == {"a": "three"}
+    # To be loaded again in the same life is no new beginning.
+    async with aclosing(feed.events(ALL)) as events:
+        await next_event(events)
+        feed.load(1_001, [document(A, 1, "one", 2)], restored_revision=900)
+        script.publish(B, "new")
+        assert contents((await next_event(events))[1]) == {"b": "new"}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from quorate_config_center.model import Change, DocumentName, Precondition, vers
 from quorate_core.errors import FutureRevision, NotProposed, QuorateError, Unavailable
 from quorate_core.tasks import TaskOwner
 from quorate_sdk.wire import ConfigFormat
-from quorate_store.model import WatchBatch
+from quorate_store.model import RESTORED_KEY, WatchBatch
 from quorate_store.port import Store, Watch
 from support.store_local import local_store
 
@@ -289,3 +289,15 @@ async def test_a_feed_that_is_ahead_of_the_stores_history_is_loaded_again(
     await publish(store, "two")
     await until(feed, lambda: content_of(feed) == "two")
     assert store.range_asked.is_set(), "read anew, and not only watched"
+
+
+async def test_a_feed_learns_of_a_restoration_from_the_store(store: BreakableStore, tasks: TaskOwner) -> None:
+    await publish(store, "one")
+    restored = (await store.store.put(RESTORED_KEY, b"{}")).revision
+    feed = Feed()
+    tasks.start(following(store, feed, Waits()).run(), "follow")
+    await until(feed, lambda: content_of(feed) == "one")
+    async with aclosing(feed.events(Interest("default"), since=restored - 1)) as events:
+        assert b"event: snapshot" in await anext(events)
+    async with aclosing(feed.events(Interest("default"), since=restored)) as events:
+        assert b"event: bookmark" in await anext(events)

@@ -8,7 +8,7 @@ import pytest
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import ManualClock
 from quorate_core.settings import HostPort
-from quorate_node.cluster import ClusterApi, agreed_leader, report_of
+from quorate_node.cluster import ClusterApi, Identity, MemberView, agreed_leader, report_of
 from quorate_node.fleet import NODES_PREFIX, StoreFleet
 from quorate_node.members import Members
 from quorate_raft.core.membership import Member, Membership
@@ -78,7 +78,8 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         control = ScriptedCluster("n1", membership, "n1")
         async with StoreFleet(store, FleetNode("n1", "http://127.0.0.1"), api) as fleet, client_of(api) as client:
             members = Members(control, fleet, "c-1")
-            ClusterApi(store, control, members, fleet, "http://127.0.0.1", ["registry"], ManualClock()).mount(api)
+            identity = Identity("n1", "http://127.0.0.1", ("registry",))
+            ClusterApi(identity, MemberView(store, control), members, fleet, ManualClock()).mount(api)
             yield client
 
 

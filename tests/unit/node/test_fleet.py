@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import ManualClock
-from quorate_core.errors import NotProposed, QuorateError
+from quorate_core.errors import NotProposed, QuorateError, Unavailable
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
 from quorate_node import fleet
@@ -58,21 +58,22 @@ class SilentStore:
     """A real store that never answers when a lease is to be ended."""
 
     def __init__(self, store: Store) -> None:
-        self.lease_grant, self.put = store.lease_grant, store.put
+        self.lease_grant, self.txn = store.lease_grant, store.txn
 
     async def lease_revoke(self, _lease: int) -> None:
         await asyncio.get_running_loop().create_future()
 
 
 class LeaderlessStore:
-    """A real store whose writes can be made to fail."""
+    """A real store whose writes can be made to fail, or all of it (`is_away`)."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.error: QuorateError | None = None
+        self.is_away = False
 
     def __getattr__(self, name: str) -> Any:
-        if self.error is not None and name.startswith(("put", "lease")):
+        if self.error is not None and (self.is_away or name.startswith(("put", "txn", "lease"))):
             raise self.error
         return getattr(self.store, name)
 
@@ -160,6 +161,42 @@ async def test_without_a_leader_a_node_tries_on_and_is_announced_once_there_is_o
     assert len(await held(store)) == 1
 
 
+async def test_a_node_that_was_killed_takes_its_own_place_again_at_once(
+    store: LeaderlessStore, tasks: TaskOwner
+) -> None:
+    await store.put(KEY, b'{"url":"http://127.0.0.1"}', lease=(await store.lease_grant(NODE_TTL_S)).lease)
+    [former] = await held(store)
+    wait = DrivenWait()
+    FleetMembership(store, OWN, wait).join(tasks)
+    assert await wait.asked_s() == RENEW_INTERVAL_S
+    [lease] = await held(store)
+    assert lease != former
+
+
+async def test_two_nodes_of_one_name_do_not_push_each_other_out(
+    store: LeaderlessStore, clock: ManualClock, tasks: TaskOwner
+) -> None:
+    """The second waits, and says for whom, until the first is gone."""
+    first, second = DrivenWait(), DrivenWait()
+    holder = FleetMembership(store, OWN, first)
+    holder.join(tasks)
+    await first.asked_s()
+    [lease] = await held(store)
+    with capture_logs() as logs:
+        FleetMembership(store, FleetNode("n1", "http://10.0.0.2"), second).join(tasks)
+        assert await second.asked_s() == RETRY_INTERVAL_S
+        second.end()
+        assert await second.asked_s() == RETRY_INTERVAL_S
+    assert await held(store) == [lease]
+    [told] = logs
+    assert told["event"] == "node_not_announced_yet"
+    assert OWN.url in told["reason"]
+    await holder.leave()
+    second.end()
+    assert await second.asked_s() == RENEW_INTERVAL_S
+    assert (await store.range(KEY)).kvs[0].value == b'{"url":"http://10.0.0.2"}'
+
+
 async def test_a_node_that_dies_is_forgotten_when_its_lease_ends(
     store: LeaderlessStore, clock: ManualClock, tasks: TaskOwner
 ) -> None:
@@ -202,6 +239,17 @@ async def test_the_fleet_is_who_holds_a_key_and_always_this_node(store: Leaderle
     await store.put(NODES_PREFIX + b"n3", b"damaged")
     async with StoreFleet(store, OWN, create_app(surface())) as fleet:
         assert list(await fleet.nodes()) == [OWN, FleetNode("n2", "http://127.0.0.1:1")]
+
+
+async def test_while_the_store_is_away_the_fleet_is_who_was_last_seen(store: LeaderlessStore) -> None:
+    await store.put(NODES_PREFIX + b"n2", b'{"url": "http://127.0.0.1:1"}')
+    async with StoreFleet(store, OWN, create_app(surface())) as fleet:
+        store.error, store.is_away = Unavailable("it is away"), True
+        assert list(await fleet.nodes()) == [OWN]
+        store.error = None
+        both = list(await fleet.nodes())
+        store.error = Unavailable("it is away again")
+        assert list(await fleet.nodes()) == both == [OWN, FleetNode("n2", "http://127.0.0.1:1")]
 
 
 def surface() -> Surface:

@@ -12,7 +12,7 @@ from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import ManualClock
 from quorate_core.errors import Conflict, NotProposed, OutcomeUnknown
 from quorate_core.settings import HostPort
-from quorate_node.cluster import ClusterApi
+from quorate_node.cluster import ClusterApi, Identity, MemberView
 from quorate_node.members import PROGRESS_METHOD, Members, difference
 from quorate_raft.core.membership import AddLearner, Member, Membership, PromoteLearner
 from quorate_sdk.wire import MemberList
@@ -49,7 +49,8 @@ async def client(cluster: ScriptedCluster, tmp_path: Path) -> AsyncIterator[http
     fleet = ThisFleet()
     async with local_store(tmp_path, name="n2") as store, client_of(api) as client:
         members = Members(cluster, fleet, "c-1")
-        ClusterApi(store, cluster, members, fleet, "http://h2", [], ManualClock()).mount(api)
+        identity = Identity("n2", "http://h2", ())
+        ClusterApi(identity, MemberView(store, cluster), members, fleet, ManualClock()).mount(api)
         yield client
 
 

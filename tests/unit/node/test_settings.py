@@ -50,7 +50,11 @@ def test_a_member_can_be_named_by_its_address_so_that_a_place_may_take_a_new_mem
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"members": None}, "--members (or QUORATE_NODE_MEMBERS): Field required"),
+        ({"members": None}, "--members: missing for a member of the store; or give --store etcd://host:port"),
+        ({"members": None, "peer": None, "data_dir": None}, "--data-dir, --peer, --members: missing"),
+        ({"cluster_secret_file": None}, "--cluster-secret-file: missing"),
+        ({"store_token_file": "t"}, "--store-token-file: of no use without --store"),
+        ({"store": "etcd://a:1"}, "--data-dir, --peer, --members: of no use with --store"),
         ({"members": "node-1"}, "'node-1' is no member; write name=host:port"),
         ({"members": "node-1=127.0.0.1"}, "is no address; write host:port"),
         ({"members": "node-1=a:1,node-1=a:2"}, "node-1 is given twice"),
@@ -80,6 +84,62 @@ def test_settings_that_cannot_be_are_refused_with_the_way_out(changes: dict[str,
     assert said in refused.value.detail
     assert "--  " not in refused.value.detail
     assert not refused.value.detail.startswith("-- ")
+
+
+TIER: dict[str, str | None] = {
+    "data_dir": None, "peer": None, "members": None, "cluster_id": None, "cluster_secret_file": None,
+    "store": "etcd://10.0.0.2:2379,10.0.0.1:2379",
+}  # fmt: skip
+
+
+def test_a_node_on_an_external_store_needs_nothing_that_a_member_needs() -> None:
+    settings = parsed(**TIER)
+    assert settings.store is not None
+    assert settings.store.urls == ("http://10.0.0.2:2379", "http://10.0.0.1:2379")
+    assert (settings.peer, settings.members, settings.cluster_secret_file) == (None, {}, None)
+
+
+def test_nodes_on_one_store_take_it_for_one_cluster_in_whatever_order_they_name_its_endpoints() -> None:
+    turned = {**TIER, "store": "etcd://10.0.0.1:2379,10.0.0.2:2379"}
+    assert parsed(**TIER).cluster_id == parsed(**turned).cluster_id == "10.0.0.1:2379,10.0.0.2:2379"
+    assert parsed(**{**TIER, "cluster_id": "shop"}).cluster_id == "shop"
+
+
+def test_a_store_is_named_by_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORATE_NODE_STORE", "etcds://[::1]:2379")
+    settings = parsed(**{**TIER, "store": None, "store_ca_file": "ca.pem"})
+    assert settings.store is not None
+    assert (settings.store.urls, str(settings.store)) == (("https://[::1]:2379",), "etcds://[::1]:2379")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"store": "10.0.0.1:2379"}, "write etcd://host:port,host:port, or etcds://"),
+        ({"store": "http://10.0.0.1:2379"}, "write etcd://host:port"),
+        ({"store": "etcd://"}, "is no address; write host:port"),
+        ({"store": "etcd://a:1,"}, "'' is no address"),
+        ({"store": "etcd://a:0"}, "'a:0' is no address of a store"),
+        ({"store": "etcd://a:1/v3"}, "is no address; write host:port"),
+        ({"store": "etcd://user:secret@a:1"}, "it takes no credential; give --store-token-file"),
+        ({"store": "etcd://a:1,b:1,a:1"}, "an endpoint is given twice"),
+        ({"store": "etcd://" + ",".join(f"a:{port}" for port in range(1, 34))}, "33 endpoints; at most 32"),
+        ({"store_ca_file": "ca.pem"}, "--store-ca-file: of no use with etcd://10.0.0.2:2379,10.0.0.1:2379"),
+        ({"name": None}, "--name takes lower-case letters"),
+        ({"name": "Two Words"}, "--name takes lower-case letters"),
+        ({"begun_file": "b", "cluster_state": "join"}, "--cluster-state, --begun-file: of no use with --store"),
+        ({"peer_advertise": "a:1"}, "--peer-advertise: of no use with --store"),
+        ({"http": "0.0.0.0:8501"}, "give --token-file FILE, or bind 127.0.0.1"),
+        ({"cluster_id": "two words"}, "--cluster-id takes letters"),
+    ],
+)
+def test_what_does_not_go_with_an_external_store_is_refused_with_the_way_out(
+    changes: dict[str, str | None], said: str
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parsed(**{**TIER, **changes})
+    assert said in refused.value.detail
+    assert "secret@" not in refused.value.detail
 
 
 def test_bound_beyond_loopback_with_token_and_advertised_address_is_accepted() -> None:
