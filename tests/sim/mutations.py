@@ -215,4 +215,59 @@ MUTATIONS = (
         "            self._next_revision = reached + 1\n        if self._next_revision > present:",
         "            self._next_revision = reached + 2\n        if self._next_revision > present:",
     ),
+    Mutation(
+        "forget events when a watch falls behind", "quorate_store.watches",
+        "        self._become_behind(first.events[0].kv.mod_revision)\n",
+        "        self._become_behind(first.events[0].kv.mod_revision + 1)\n",
+    ),
+    Mutation(
+        "repeat events when a watch falls behind", "quorate_store.watches",
+        "        self._become_behind(first.events[0].kv.mod_revision)\n",
+        "        self._become_behind(first.events[0].kv.mod_revision - 1)\n",
+    ),
+    Mutation(
+        "hand out a bookmark of what is still in history", "quorate_store.watches",
+        "        if self._group is None or self._feed.is_behind:\n            self._is_progress_wanted = True\n",
+        "        if self._group is None and self._feed.is_behind:\n            self._is_progress_wanted = True\n",
+    ),
+    Mutation(
+        "tell what was there before without its value", "quorate_store.mvcc",
+        "            if earlier != NOWHERE and not is_deletion(earlier):\n"
+        "                before = self.key_value(txn, earlier)\n",
+        "            if earlier != NOWHERE and not is_deletion(earlier):\n"
+        "                before = self.key_value(txn, earlier, keys_only=True)\n",
+    ),
+    Mutation(
+        "tell that a deleted key was there before", "quorate_store.mvcc",
+        "            if earlier != NOWHERE and not is_deletion(earlier):\n",
+        "            if earlier != NOWHERE:\n",
+    ),
+    Mutation(
+        "call history compacted that is there", "quorate_store.mvcc",
+        "        if start < self.meta.compact_revision:\n",
+        "        if start <= self.meta.compact_revision + 1:\n",
+    ),
+    Mutation(
+        "leave a key when its lease ends", "quorate_store.state",
+        "        for key in self.leases.keys(lease):\n",
+        "        for key in list(self.leases.keys(lease))[1:]:\n",
+    ),
+    Mutation(
+        "do not look at the request id", "quorate_store.request_guard",
+        "Compare(self.key, CompareTarget.VERSION, CompareResult.EQUAL, 0)",
+        "Compare(self.key, CompareTarget.VERSION, CompareResult.NOT_EQUAL, 1_000_000)",
+    ),
+    Mutation(
+        "put the marker of a request in a transaction of its own", "quorate_store.once",
+        "            result = await self._store.txn(guarded.compare, guarded.success, guarded.failure)\n",
+        "            written, marked = guarded.success[:1], guarded.success[1:]\n"
+        "            result = await self._store.txn(guarded.compare, written, guarded.failure)\n"
+        "            if result.succeeded and marked:\n"
+        "                await self._store.txn((), marked)\n",
+    ),
+    Mutation(
+        "look at one comparison of a transaction only", "quorate_store.transactions",
+        "    succeeded = all(holds(compare, look_up) for compare in txn.compare)\n",
+        "    succeeded = all(holds(compare, look_up) for compare in txn.compare[:1])\n",
+    ),
 )  # fmt: skip

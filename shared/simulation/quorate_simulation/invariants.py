@@ -83,6 +83,8 @@ class Invariants:
         """What the state counts after the entry at an index."""
         self.revisions: dict[int, list[Event]] = {}
         """What every revision changed."""
+        self.compact_revision = 0
+        """The highest of any member."""
         self.elections = 0
         self._heard_s: dict[tuple[MemberName, MemberName], float] = {}
         """When something of the second last came to the first."""
@@ -155,6 +157,7 @@ class Invariants:
 
     def on_state(self, name: MemberName, machine: StateMachine) -> None:
         counts = (machine.applied_term, machine.revision, machine.compact_revision, machine.logical_bytes)
+        self.compact_revision = max(self.compact_revision, machine.compact_revision)
         known = self._states.setdefault(machine.applied_index, counts)
         if known != counts:
             raise InvariantBroken(

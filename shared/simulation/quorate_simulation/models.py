@@ -1,4 +1,4 @@
-"""What the linearizability checker judges histories by: an integer register, a counter, and a key of the store."""
+"""What the linearizability checker judges histories by: a register, a counter, a key of the store, a group of keys."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -143,3 +143,58 @@ def _compared(state: KeyState, call: KeyCall, answer: KeyAnswer | None) -> tuple
     if answer.succeeded != (state.value == call.expected):
         return False, state
     return _written(state, call.value, answer) if answer.succeeded else _seen(state, answer)
+
+
+GroupState = tuple[KeyState, ...]
+GroupAnswer = tuple[KeyAnswer, ...]
+"""One for each place."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCall:
+    """A transaction over some keys of a group, by their places in it: it reads them; or, with `values`, writes them if
+    they are as `expected`, and else reads them."""
+
+    places: tuple[int, ...]
+    expected: tuple[bytes | None, ...] = ()
+    values: tuple[bytes, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.values:
+            return f"read {self.places}"
+        return f"if {self.places} are {self.expected} write {self.values}"
+
+
+class GroupModel:
+    """Keys that only transactions over several of them read and change: together they are one object."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def partition(self, operation: Operation) -> Hashable:
+        return "the group"
+
+    def initial(self) -> GroupState:
+        return (KeyState(),) * self._size
+
+    def step(self, state: GroupState, operation: Operation) -> tuple[bool, GroupState]:
+        call: GroupCall = operation.input
+        answers: GroupAnswer | None = operation.output
+        before = [state[place] for place in call.places]
+        holds = bool(call.values) and [one.value for one in before] == list(call.expected)
+        if answers is None:
+            after = (
+                [_written(one, value, None) for one, value in zip(before, call.values, strict=True)] if holds else []
+            )
+        elif call.values and answers[0].succeeded != holds:
+            return False, state
+        elif holds:
+            after = [_written(*one) for one in zip(before, call.values, answers, strict=True)]
+        else:
+            after = [_seen(*one) for one in zip(before, answers, strict=True)]
+        changed = list(state)
+        for place, (is_allowed, one) in zip(call.places, after, strict=False):
+            if not is_allowed:
+                return False, state
+            changed[place] = one
+        return True, tuple(changed)

@@ -44,7 +44,7 @@ class Profile:
     duration_s: float = 30.0
     clients: int = 4
     lease_holders: int = 2
-    watchers: int = 1
+    watchers: int = 4
     keys: int = 3
     fault_interval_s: float = 0.9
     faults: Mapping[Fault, int] = field(default_factory=dict)

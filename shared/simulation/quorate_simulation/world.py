@@ -21,18 +21,29 @@ from quorate_core.errors import InvariantViolation, QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_raft.core.membership import Membership
 from quorate_raft.core.messages import MemberName, Message
+from quorate_store import watches
+from quorate_store.once import MARKER_TTL_S_MIN
 from quorate_store.state import Applied
 
 from quorate_simulation.faults import Faults
 from quorate_simulation.invariants import InvariantBroken, Invariants, require_same_state
+from quorate_simulation.lease_holders import LeaseHolder
 from quorate_simulation.loop import PROCESS, NothingToDo, ProcessDied, SimulatedLoop, SimulatedProcess, bury
 from quorate_simulation.members import Member, ProcessGone, Surroundings, Tuning, is_excused
 from quorate_simulation.network import Fabric
 from quorate_simulation.profiles import Profile
 from quorate_simulation.randomness import Randomness, Stream
 from quorate_simulation.timeline import Timeline
-from quorate_simulation.verdicts import judge_histories, judge_leases, judge_watches
-from quorate_simulation.workload import Client, LeaseHolder, Observer, Outcome, attempt
+from quorate_simulation.verdicts import (
+    judge_histories,
+    judge_leased_keys,
+    judge_leases,
+    judge_once,
+    judge_watches,
+    with_previous,
+)
+from quorate_simulation.watchers import FIRST_WISH, Observer, Wish
+from quorate_simulation.workload import Client, Outcome, attempt
 
 PROGRESS_S_MAX = 20.0
 """After everything is healed: each member takes a write within this time."""
@@ -58,6 +69,25 @@ class Result:
     unknown: int
     broken: Exception | None
     timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """How little members keep for a watcher who reads slowly, and how little history they hand out at once: so that a
+    short run with few writes has watchers that fall behind, and catch up in many steps."""
+
+    buffer_events_max: int
+    history_slice_rows: int
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """For all members: they are constants of the product, which nobody needs to set."""
+        before = watches.BUFFER_EVENTS_MAX, watches.HISTORY_SLICE_ROWS
+        watches.BUFFER_EVENTS_MAX, watches.HISTORY_SLICE_ROWS = self.buffer_events_max, self.history_slice_rows
+        try:
+            yield
+        finally:
+            watches.BUFFER_EVENTS_MAX, watches.HISTORY_SLICE_ROWS = before
 
 
 class World:
@@ -90,6 +120,7 @@ class World:
         for name in self._bootstrap.names:
             self.members[name] = Member(self._around, name, self._bootstrap, self._bootstrap.names)
         parts = self._randomness.stream
+        self._watch_limits = WatchLimits(int(shape.skewed(2, 64)), int(shape.skewed(4, 512)))
         self.clients = [
             Client(number, self, parts("client", number), profile.keys, self.timeline)
             for number in range(1, profile.clients + 1)
@@ -98,9 +129,12 @@ class World:
             LeaseHolder(number, self, parts("holder", number), self.timeline)
             for number in range(1, profile.lease_holders + 1)
         ]
-        self.observers = [
-            Observer(number, self, parts("watcher", number), self.timeline) for number in range(1, profile.watchers + 1)
-        ]
+        self.observers = [self._observer(number) for number in range(1, profile.watchers + 1)]
+
+    def _observer(self, number: int) -> Observer:
+        chance = self._randomness.stream("watcher", number)
+        wish = FIRST_WISH if number == 1 else Wish.draw(chance)
+        return Observer(number, self, chance, self.timeline, wish, self.invariants.revisions)
 
     @property
     def now_s(self) -> float:
@@ -114,7 +148,7 @@ class World:
         self.loop.on_idle = self._judge_step
         self.loop.set_exception_handler(self._on_loop_exception)
         broken: Exception | None = None
-        with _capturing(self):
+        with _capturing(self), self._watch_limits.in_force():
             try:
                 self.loop.run_until_complete(self._run())
             except (InvariantBroken, InvariantViolation, NothingToDo) as error:
@@ -222,7 +256,11 @@ class World:
         self._judge_end()
 
     def _on_own_failure(self, error: BaseException) -> None:
-        self._report(error if isinstance(error, Exception) else InvariantBroken("the world goes on", repr(error)))
+        if isinstance(error, InvariantBroken | InvariantViolation):
+            self._report(error)
+        else:
+            cause = error if isinstance(error, Exception) else None
+            self._report(InvariantBroken("clients are told what went wrong", repr(error)), cause)
 
     async def _require_progress(self) -> None:
         """Every member of the cluster takes a write; the others are taken away."""
@@ -289,8 +327,8 @@ class World:
         present = max(self.invariants.revisions, default=1)
         return (
             machine is not None
-            and len(list(machine.leases)) == 0
-            and all(one.is_complete(present, self.invariants.revisions) for one in self.observers)
+            and all(row.ttl_s >= MARKER_TTL_S_MIN for _, row in machine.leases)  # those outlive the run
+            and all(one.is_complete(present) for one in self.observers)
         )
 
     def _final_members(self) -> list[Member]:
@@ -307,9 +345,13 @@ class World:
         if self._broken is not None:
             raise self._broken
         require_same_state(self._final_members())
-        judge_watches(self.observers, self.invariants.revisions)
+        revisions = self.invariants.revisions
+        attempts = [one for client in self.clients for one in client.attempts]
+        judge_once(attempts, revisions)
+        judge_watches(self.observers, with_previous(revisions), self.invariants.compact_revision)
         judge_leases([lease for holder in self.holders for lease in holder.leases], self.leases_ended_s, self.jumps_s)
-        judge_histories([one for client in self.clients for one in client.attempts])
+        judge_leased_keys(revisions, self.leases_ended_s)
+        judge_histories(attempts)
 
     def _bury(self) -> None:
         self.loop.on_idle = lambda: None
