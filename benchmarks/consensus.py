@@ -10,7 +10,6 @@ Three nodes and wrk share the cores; wrk puts through the leader's v3 JSON API, 
 
 import argparse
 import random
-import re
 import shutil
 import signal
 import tempfile
@@ -24,43 +23,41 @@ import httpx
 from quorate_cli.ports import free_ports
 
 from benchmarks.failures import BenchmarkFailed
+from benchmarks.load_figures import LoadFigures
 from benchmarks.machine import describe_machine
+from benchmarks.node_metrics import PAUSE_S_MAX, Pauses, read_metrics
 from benchmarks.peers import WORKING_FOLDER, Program, read_programs
 from benchmarks.processes import Process, until
 from benchmarks.quorate_processes import start_node, wait_ready
 from benchmarks.run import tell
-from benchmarks.store import PUT, WRITTEN
-from benchmarks.wrk import WrkFigures, command_line, run_wrk
+from benchmarks.store import POST_BODIES, WRITTEN
+from benchmarks.store_members import PUT
+from benchmarks.store_records import Work
+from benchmarks.wrk import command_line, run_wrk
 
 MEMBERS = 3
 CONNECTIONS = 64
 CORES = (0, 1)
 SLICE_S = 10
 """wrk runs for so long at a time, and then again."""
-PAUSE_S_MAX = 0.05
-"""The design's bound on a pause of a node's event loop."""
 CATCH_UP_S_MAX = 300.0
-
-_SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one node has counted since it started. `pauses`: of its event loop, in all and longer than PAUSE_S_MAX."""
+    """What one node has counted since it started."""
 
     elections: float
     leader_changes: float
     snapshots_taken: float
     snapshots_sent: float
-    pauses: float
-    long_pauses: float
-    longest_bucket_s: float
+    pauses: Pauses
 
     def __sub__(self, before: "Counts") -> "Counts":
         return Counts(
             self.elections - before.elections, self.leader_changes - before.leader_changes,
             self.snapshots_taken - before.snapshots_taken, self.snapshots_sent - before.snapshots_sent,
-            self.pauses - before.pauses, self.long_pauses - before.long_pauses, self.longest_bucket_s,
+            self.pauses - before.pauses,
         )  # fmt: skip
 
 
@@ -83,7 +80,7 @@ class LoadedCluster:
             wait_ready(http, self.url(name), self.processes[name])
         self.leader = until("the nodes agree on a leader", self._agreed_leader, self._running())
         self._bodies = folder / "bodies.txt"
-        self._bodies.write_text("\n".join(WRITTEN.bodies(PUT)) + "\n")
+        self._bodies.write_text("\n".join(WRITTEN.bodies(Work.PUT)) + "\n")
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self._http_ports[name]}"
@@ -100,33 +97,21 @@ class LoadedCluster:
     def followers(self) -> Sequence[str]:
         return [name for name in self._names if name != self.leader]
 
-    def load(self, seconds: int) -> WrkFigures:
+    def load(self, seconds: int) -> LoadFigures:
         """Put for so long through the leader."""
         url = self.url(self.leader) + PUT
-        command = command_line(self._wrk.path, url, CONNECTIONS, seconds, "post_bodies.lua", [str(self._bodies)])
+        command = command_line(self._wrk.path, url, CONNECTIONS, seconds, POST_BODIES, [str(self._bodies)])
         return run_wrk(self._wrk, command, seconds, CORES, self._folder, lambda: None)
 
     def applied_index(self, name: str) -> int:
         return int(str(self._node(name)["applied_index"]))
 
     def counts(self, name: str) -> Counts:
-        text = self._http.get(self.url(name) + "/metrics").text
-        samples = [(found["name"], found["labels"] or "", float(found["value"])) for found in _SAMPLE.finditer(text)]
-
-        def total(metric: str) -> float:
-            return sum(value for name, _, value in samples if name == metric)
-
-        buckets = sorted(
-            (float(labels.partition('le="')[2].partition('"')[0]), value)
-            for name, labels, value in samples
-            if name == "quorate_loop_pause_seconds_bucket"
-        )
-        within = next(value for bound, value in buckets if bound == PAUSE_S_MAX)
-        longest_s = next((bound for bound, value in buckets if value == buckets[-1][1]), 0.0)
+        metrics = read_metrics(self._http, self.url(name))
         return Counts(
-            total("quorate_raft_elections_total"), total("quorate_raft_leader_changes_total"),
-            total("quorate_raft_snapshots_taken_total"), total("quorate_raft_snapshots_sent_total"),
-            buckets[-1][1], buckets[-1][1] - within, longest_s,
+            metrics.total("quorate_raft_elections_total"), metrics.total("quorate_raft_leader_changes_total"),
+            metrics.total("quorate_raft_snapshots_taken_total"), metrics.total("quorate_raft_snapshots_sent_total"),
+            metrics.pauses,
         )  # fmt: skip
 
     def _running(self) -> list[Process]:
@@ -163,7 +148,7 @@ def measure_catch_up(cluster: LoadedCluster, entries: int) -> None:
     began_s = time.monotonic()
     cluster.start(away)
     caught_up_s: float | None = None
-    slices: list[WrkFigures] = []
+    slices: list[LoadFigures] = []
     while caught_up_s is None:
         if time.monotonic() - began_s > CATCH_UP_S_MAX:
             raise BenchmarkFailed(f"{away} has not caught up within {CATCH_UP_S_MAX:.0f} s")
@@ -181,12 +166,12 @@ def measure_catch_up(cluster: LoadedCluster, entries: int) -> None:
 
 
 def _line(name: str, counts: Counts, *, leads: bool) -> str:
-    role = "leader" if leads else "follower"
+    role, late = "leader" if leads else "follower", counts.pauses.longer_than(PAUSE_S_MAX)
     return (
         f"{name} ({role}): {counts.elections:.0f} elections, {counts.leader_changes:.0f} changes of the leader, "
-        f"{counts.snapshots_taken:.0f} snapshots taken, {counts.snapshots_sent:.0f} sent; {counts.long_pauses:.0f} of "
-        f"{counts.pauses:.0f} timers late by over {PAUSE_S_MAX * 1000:.0f} ms (since its start, all within "
-        f"{counts.longest_bucket_s * 1000:g} ms)"
+        f"{counts.snapshots_taken:.0f} snapshots taken, {counts.snapshots_sent:.0f} sent; {late} "
+        f"of {counts.pauses.count} timers late by over {PAUSE_S_MAX * 1000:.0f} ms (all within "
+        f"{counts.pauses.all_within_s * 1000:g} ms)"
     )
 
 

@@ -11,11 +11,11 @@ import httpx
 
 from benchmarks import quorate_processes
 from benchmarks.failures import BenchmarkFailed
-from benchmarks.measurements import Figure, Goal
+from benchmarks.load_figures import LoadFigures
+from benchmarks.measurements import Bound, Figure, Goal
 from benchmarks.peers import CONFIGURATIONS, render, write_configuration
 from benchmarks.processes import Process, until
-from benchmarks.rounds import Bench, Contender, Load, Start
-from benchmarks.wrk import WrkFigures
+from benchmarks.rounds import Bench, Contender, Load, Start, run_wrk_load
 
 ANSWER = '{"greeting":"hello","id":"01a20518-55bd-74a4-9057-673bc2d0928c","status":"CONFIRMED","quantity":2}'
 PATH = "/hello/world"
@@ -53,13 +53,16 @@ Program = Callable[[Bench, Sequence[int], Path, int], tuple[Process, Counter | N
 class GatewayScenario:
     name = "gateway"
     title = "Gateway: one core, 64 kept connections, a JSON answer of about 100 bytes"
+    summary = "one core proxies small answers, beside nginx, HAProxy and Envoy, by wrk"
     ours: tuple[str, ...] = ("quorate", "quorate-bare")
     loads: Sequence[Load] = (LOAD,)
     goals: Sequence[Goal] = (
         Goal(LOAD.name, "quorate", "envoy", Figure.RATE, 1.5),
         Goal(LOAD.name, "quorate", "nginx", Figure.RATE, 0.6),
     )
+    bounds: Sequence[Bound] = ()
     are_cores_shared = False
+    full_measure_s: int | None = None
 
     @contextmanager
     def contenders(self, bench: Bench, profiled: bool = False) -> Iterator[Mapping[str, Start]]:
@@ -90,8 +93,10 @@ class Proxy:
     let through, that must be what wrk has counted."""
 
     def __init__(
-        self, process: Process, port: int, http: httpx.Client, counter: Counter | None = None, is_sampled: bool = False
-    ) -> None:
+        self, bench: Bench, process: Process, port: int, http: httpx.Client, counter: Counter | None = None,
+        is_sampled: bool = False,
+    ) -> None:  # fmt: skip
+        self._bench = bench
         self.processes: Sequence[Process] = [process]
         self.sampled = process if is_sampled else None
         self._counter = counter
@@ -99,11 +104,11 @@ class Proxy:
         self._origin = f"http://127.0.0.1:{port}"
         self._http = http
 
-    def url(self, load: Load) -> str:
-        return self._origin + load.path
+    def prepare(self, load: Load) -> None:
+        """Nothing: it stands in front of upstreams that answer already."""
 
-    def prepare(self, load: Load) -> Sequence[str]:
-        return ()
+    def run(self, load: Load, seconds: int) -> LoadFigures:
+        return run_wrk_load(self._bench, self, load, self._origin + load.path, seconds, cores=self._bench.loading)
 
     def begin(self, load: Load) -> None:
         self._counted = -self._count()
@@ -112,11 +117,11 @@ class Proxy:
         self._counted += self._count()
 
     def check(self, load: Load) -> None:
-        answer = self._http.get(self.url(load))
+        answer = self._http.get(self._origin + load.path)
         if not is_right(answer):
             raise BenchmarkFailed(f"{self.processes[0].name} answered {answer.status_code}: {answer.text[:500]}")
 
-    def verify(self, load: Load, figures: WrkFigures) -> Iterable[str]:
+    def verify(self, load: Load, figures: LoadFigures) -> Iterable[str]:
         if self._counter is not None and self._counted < figures.requests:
             name = self.processes[0].name
             raise BenchmarkFailed(f"wrk counted {figures.requests} requests, and {name} itself {self._counted}")
@@ -143,7 +148,7 @@ def _upstream(bench: Bench, http: httpx.Client) -> Iterator[list[int]]:
     )
     with _start_nginx(bench, "upstream", configuration, folder, bench.loading) as process:
         for port in ports:
-            until("the upstream answers", Proxy(process, port, http).answers, [process])
+            until("the upstream answers", Proxy(bench, process, port, http).answers, [process])
         yield ports
 
 
@@ -152,7 +157,7 @@ def _peer(name: str, start: Program, bench: Bench, upstreams: Sequence[int], htt
     (port,) = bench.ports(1)
     process, counter = start(bench, upstreams, bench.subfolder(name), port)
     with process:
-        proxy = Proxy(process, port, http, counter)
+        proxy = Proxy(bench, process, port, http, counter)
         until(f"{name} proxies", proxy.answers, [process])
         yield proxy
 
@@ -172,7 +177,7 @@ def _quorate(
         gateway = quorate_processes.start_gateway(port, admin_port, node_url, bench.tested, folder, profiled)
         with gateway:
             counter = Counter(f"http://127.0.0.1:{admin_port}/metrics", counted)
-            proxy = Proxy(gateway, port, http, counter, profiled)
+            proxy = Proxy(bench, gateway, port, http, counter, profiled)
             until(f"{name} proxies", proxy.answers, [node, gateway])
             yield proxy
 

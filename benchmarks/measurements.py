@@ -20,6 +20,7 @@ class Measurement:
     requests_per_s: float
     p50_ms: float
     p99_ms: float
+    max_ms: float
     cores_busy: float
     memory_mib: float
 
@@ -85,6 +86,20 @@ class Goal:
 
     def __str__(self) -> str:
         return f"{'≤' if self.less_is_better else '≥'} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a figure of `us` should be by itself, whatever the peers': at most so many milliseconds."""
+
+    load: str
+    us: str
+    figure: Figure
+    most_ms: float
+
+    def verdict(self, measured: Spread) -> str:
+        kept = "met" if measured.median <= self.most_ms else "missed"
+        return f"{self.us}, {self.load}: {self.figure.value} {measured.median:.1f} ms (≤ {self.most_ms:g} ms {kept})"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.rounds import Timing
 
 QUICK = Timing(rounds=2, measure_s=3, warm_up_s=1)
 FULL = Timing(rounds=5, measure_s=10, warm_up_s=2)
+KEYS_QUICK = 50_000
+KEYS_FULL = 1_000_000
+KEYS_MIN = 1_000
+KEYS_MAX = 10_000_000
 SECONDS_MAX = 600
 ROUNDS_MAX = 100
 CORES_USED = 2
@@ -17,32 +21,32 @@ CORES_USED = 2
 
 @dataclass(frozen=True)
 class Options:
-    """`only` names contenders; empty means all. `profile` takes a profile of ours after the rounds."""
+    """`only` names contenders, and `loads` are parts of the names of loads; empty means all. `profile` takes a profile
+    of ours after the rounds. `keys` is how many the store is filled with where that is what is measured."""
 
     scenarios: tuple[str, ...]
     timing: Timing
+    are_seconds_given: bool
+    is_full: bool
     only: tuple[str, ...]
+    loads: tuple[str, ...]
+    keys: int
     cores: tuple[int, ...]
     write: bool
     profile: bool
     json_file: Path | None
 
+    def timing_of(self, full_measure_s: int | None) -> Timing:
+        """That of a scenario whose measurements in the full run take so long, where it is not everybody's time."""
+        if full_measure_s is None or not self.is_full or self.are_seconds_given:
+            return self.timing
+        return replace(self.timing, measure_s=full_measure_s)
 
-def parse_options(arguments: Sequence[str], scenarios: Sequence[str], contenders: Sequence[str]) -> Options:
-    """Exits with status 2 and a line of explanation when they are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="make bench", description="Measures Quorate beside real peers, in one run on the same cores."
-    )
-    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"{', '.join(scenarios)}; default: all")
-    parser.add_argument("--full", action="store_true", help=f"{_words(FULL)}; the default is {_words(QUICK)}")
-    parser.add_argument("--rounds", type=_between(1, ROUNDS_MAX), help="how often each contender takes its turn")
-    parser.add_argument("--seconds", type=_between(1, SECONDS_MAX), help="of each measurement")
-    parser.add_argument("--warm-up", type=_between(1, SECONDS_MAX), help="seconds of load before each measurement")
-    parser.add_argument("--only", default="", help=f"contenders, with commas between: {', '.join(contenders)}")
-    parser.add_argument("--cores", type=_cores, help="at least two: the gateway takes the first, its load the others")
-    parser.add_argument("--profile", action="store_true", help="say where our own time goes, in one more run")
-    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement there")
+
+def parse_options(arguments: Sequence[str], scenarios: Mapping[str, str], contenders: Sequence[str]) -> Options:
+    """`scenarios` are names with what each measures. Exits with status 2 and a line of explanation when the arguments
+    are wrong."""
+    parser = _parser(scenarios, contenders)
     parsed = parser.parse_args(arguments)
     only = tuple(name for name in parsed.only.split(",") if name)
     for kind, given, known in (("scenario", parsed.scenarios, scenarios), ("contender", only, contenders)):
@@ -59,8 +63,34 @@ def parse_options(arguments: Sequence[str], scenarios: Sequence[str], contenders
         timing=Timing(
             parsed.rounds or base.rounds, parsed.seconds or base.measure_s, parsed.warm_up or base.warm_up_s
         ),
-        only=only, cores=cores, write=parsed.write, profile=parsed.profile, json_file=parsed.json,
+        are_seconds_given=parsed.seconds is not None, is_full=parsed.full, only=only, loads=tuple(parsed.load),
+        keys=parsed.keys or (KEYS_FULL if parsed.full else KEYS_QUICK), cores=cores, write=parsed.write,
+        profile=parsed.profile, json_file=parsed.json,
     )  # fmt: skip
+
+
+def _parser(scenarios: Mapping[str, str], contenders: Sequence[str]) -> argparse.ArgumentParser:
+    width = max(map(len, scenarios))
+    parser = argparse.ArgumentParser(
+        prog="make bench",
+        description="Measures Quorate beside real peers, in one run on the same cores.\n\nscenarios:\n"
+        + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in scenarios.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="scenario", help=f"{', '.join(scenarios)}; default: all")
+    add("--full", action="store_true", help=f"{_words(FULL)}; the default is {_words(QUICK)}")
+    add("--rounds", type=_between(1, ROUNDS_MAX), help="how often each contender takes its turn")
+    add("--seconds", type=_between(1, SECONDS_MAX), help="of each measurement")
+    add("--warm-up", type=_between(1, SECONDS_MAX), help="seconds of load before each measurement")
+    add("--only", default="", help=f"contenders, with commas between: {', '.join(contenders)}")
+    add("--load", action="append", default=[], help="only loads with this in their name ('put, 64'); repeat for more")
+    add("--keys", type=_between(KEYS_MIN, KEYS_MAX), help=f"of the scenario keys: {KEYS_QUICK:,}, full {KEYS_FULL:,}")
+    add("--cores", type=_cores, help="at least two: the gateway takes the first, its load the others")
+    add("--profile", action="store_true", help="say where our own time goes, in one more run")
+    add("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
+    add("--json", type=Path, metavar="FILE", help="write every single measurement there")
+    return parser
 
 
 def _words(timing: Timing) -> str:

@@ -106,6 +106,10 @@ class Process:
         """Processor time of its session so far."""
         return sum(_cpu_s(fields) for _, fields in _session(self.pid))
 
+    def anonymous_bytes(self) -> int:
+        """That part of its resident memory which no file stands behind: what the kernel cannot take back by itself."""
+        return sum(_anonymous_bytes(pid) for pid, _ in _session(self.pid))
+
     def memory_bytes(self) -> int:
         """Resident memory of its session. Pages that two of its processes share count twice."""
         return sum(int(fields[21]) * _PAGE_BYTES for _, fields in _session(self.pid))
@@ -154,6 +158,14 @@ def _session(session: int) -> list[tuple[int, list[str]]]:
 def parse_stat(line: str) -> list[str]:
     """Fields of /proc/<pid>/stat from the third on. The second, the command in parentheses, may hold anything."""
     return line.rpartition(")")[2].split()
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0  # it has ended since
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
 def _cpu_s(fields: Sequence[str]) -> float:

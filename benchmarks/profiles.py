@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.processes import POLL_INTERVAL_S, Process
 from benchmarks.quorate_processes import SAMPLES_FILE
-from benchmarks.rounds import Bench, Contender, Load, Scenario, Tell, Timing, measure
+from benchmarks.rounds import Bench, Choice, Contender, Load, Scenario, Tell, Timing, measure
 
 ROWS_MAX = 15
 WRITE_S_MAX = 10.0
@@ -60,23 +60,23 @@ def by_package(rows: Sequence[ProfileRow]) -> list[tuple[str, float]]:
     return sorted(shares.items(), key=lambda item: -item[1])
 
 
-def profile(scenario: Scenario, bench: Bench, timing: Timing, tell: Tell) -> list[Profile]:
+def profile(scenario: Scenario, bench: Bench, timing: Timing, choice: Choice, tell: Tell) -> list[Profile]:
     """One profile for each load, of the first of ours, freshly started."""
     found = []
     with scenario.contenders(bench, profiled=True) as starts:
-        for load in scenario.loads:
+        for load in choice.loads_of(scenario):
             tell(f"  profiling {scenario.ours[0]}, {load.name}")
             with starts[scenario.ours[0]]() as contender:
-                found.append(_profile_load(contender, load, bench, scenario.are_cores_shared, timing))
+                found.append(_profile_load(contender, load, timing))
     return found
 
 
-def _profile_load(contender: Contender, load: Load, bench: Bench, are_cores_shared: bool, timing: Timing) -> Profile:
+def _profile_load(contender: Contender, load: Load, timing: Timing) -> Profile:
     process = contender.sampled
     if process is None:
         raise BenchmarkFailed("nothing was started to be profiled")
     sampled = _Sampled(contender, process)
-    figures, _ = measure(sampled, load, bench, bench.cores if are_cores_shared else bench.loading, timing)
+    figures, _ = measure(sampled, load, timing)
     content = _read_samples(process, process.log_file.parent / SAMPLES_FILE)
     rows = summarize(content)
     return Profile(
@@ -92,7 +92,7 @@ class _Sampled:
         self.processes = contender.processes
         self.sampled: Process | None = process
         self._process = process
-        self.url, self.prepare, self.check = contender.url, contender.prepare, contender.check
+        self.prepare, self.run, self.check = contender.prepare, contender.run, contender.check
         self.verify = contender.verify
 
     def begin(self, load: Load) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.keys import KeysResults
 from benchmarks.machine import Machine
 from benchmarks.profiles import Profile
 from benchmarks.rounds import Results, Scenario, Timing
-from benchmarks.tables import comparisons_of, figures_table, profile_table, ratios_table
+from benchmarks.tables import bound_lines, comparisons_of, figures_table, keys_table, profile_table, ratios_table
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 FAILURE_CHARS_MAX = 300
@@ -20,7 +21,8 @@ def describe_results(scenario: Scenario, results: Results, timing: Timing) -> st
     comparisons = comparisons_of(scenario, results)
     if comparisons:
         parts += ["Ratios, taken within each round:", ratios_table(comparisons)]
-    notes = [f"- {text}: {', '.join(about)}" for text, about in results.remarks.items()]
+    notes = bound_lines(scenario, results)
+    notes += [f"- {text}: {', '.join(about)}" for text, about in results.remarks.items()]
     notes += [f"- failed: {' '.join(text.split())[:FAILURE_CHARS_MAX]}" for text in results.failures]
     if notes:
         parts.append("\n".join(notes))
@@ -31,13 +33,24 @@ def describe_results(scenario: Scenario, results: Results, timing: Timing) -> st
     return "\n\n".join(parts)
 
 
-def results_block(
-    scenario: Scenario, results: Results, timing: Timing, machine: Machine, command: str, now: datetime | None = None
-) -> str:
-    """Everything that the page says of one scenario."""
+def describe_keys(results: KeysResults) -> str:
+    """The same of the benchmark of many keys."""
+    notes = [f"- {text}" for text in results.remarks]
+    notes += [f"- failed: {' '.join(text.split())[:FAILURE_CHARS_MAX]}" for text in results.failures]
+    rounds = len({each.round for each in results.readings})
+    parts = [
+        keys_table(results),
+        *(["\n".join(notes)] if notes else []),
+        f"{results.keys:,} keys; medians of {rounds} round(s), with the lowest and highest where there are more",
+    ]
+    return "\n\n".join(parts)
+
+
+def results_block(described: str, machine: Machine, command: str, now: datetime | None = None) -> str:
+    """Everything that the page says of one scenario; `described` are its figures."""
     day = (now or datetime.now(UTC)).date().isoformat()
     facts = "\n".join(f"- {line}" for line in machine.lines())
-    return f"Measured on {day} by `{command}`.\n\n{facts}\n\n{describe_results(scenario, results, timing)}"
+    return f"Measured on {day} by `{command}`.\n\n{facts}\n\n{described}"
 
 
 def profile_block(profiles: Sequence[Profile], command: str, now: datetime | None = None) -> str:

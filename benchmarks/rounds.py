@@ -3,9 +3,10 @@
 A contender that fails in a round has no figure for it, and the failure is told with the results; the others go on.
 """
 
+import itertools
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ import httpx
 from quorate_cli.ports import free_ports
 
 from benchmarks.failures import BenchmarkFailed
-from benchmarks.measurements import Goal, Measurement, turn_order
+from benchmarks.load_figures import LoadFigures
+from benchmarks.measurements import Bound, Goal, Measurement, turn_order
 from benchmarks.peers import Programs
 from benchmarks.processes import Process
-from benchmarks.wrk import WrkFigures, command_line, run_wrk
+from benchmarks.wrk import command_line, run_wrk
 
 CHECKS_AROUND = 8
 """Checked requests before and after each measurement: enough to meet every endpoint of a balancer."""
@@ -32,12 +34,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk does. `script` is a file of `lua/`."""
+    """What a load generator does. `script` is a file of `lua/`, where wrk is the generator; `work` says what the
+    requests are, in the words of the scenario."""
 
     name: str
     connections: int
     path: str
     script: str = "report.lua"
+    work: str = ""
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Bench:
     programs: Programs
     cores: tuple[int, ...]
     random_source: random.Random = field(default_factory=random.Random)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def tested(self) -> tuple[int, ...]:
@@ -62,9 +67,8 @@ class Bench:
         return free_ports(count, "127.0.0.1", self.random_source)
 
     def subfolder(self, name: str) -> Path:
-        """A new folder for one part of one turn, kept until the end of the run."""
-        number = sum(1 for _ in self.folder.iterdir())
-        path = self.folder / f"{number:03}-{name}"
+        """A new folder for one part of one turn; what is left of it at the end of the run goes then."""
+        path = self.folder / f"{next(self._numbers):03}-{name}"
         path.mkdir()
         return path
 
@@ -77,10 +81,12 @@ class Contender(Protocol):
     sampled: Process | None
     """The one whose samples make the profile, when this one was started to be profiled."""
 
-    def url(self, load: Load) -> str: ...
+    def prepare(self, load: Load) -> None:
+        """Do what the load needs beforehand."""
+        ...
 
-    def prepare(self, load: Load) -> Sequence[str]:
-        """Do what the load needs beforehand; returns the arguments of its script."""
+    def run(self, load: Load, seconds: int) -> LoadFigures:
+        """Put the load on it for so long."""
         ...
 
     def check(self, load: Load) -> None:
@@ -95,7 +101,7 @@ class Contender(Protocol):
         """The measurement has ended."""
         ...
 
-    def verify(self, load: Load, figures: WrkFigures) -> Iterable[str]:
+    def verify(self, load: Load, figures: LoadFigures) -> Iterable[str]:
         """Whether what was measured has really happened; returns remarks for the reader of the figures."""
         ...
 
@@ -108,11 +114,16 @@ class Scenario(Protocol):
 
     name: str
     title: str
+    summary: str
+    """What it measures, for `--help`."""
     ours: tuple[str, ...]
     loads: Sequence[Load]
     goals: Sequence[Goal]
+    bounds: Sequence[Bound]
     are_cores_shared: bool
     """Whether contender and load run on the same cores, and not on cores of their own."""
+    full_measure_s: int | None
+    """How long a measurement of the full run takes where it is not as long as everybody's."""
 
     def contenders(self, bench: Bench, profiled: bool = False) -> AbstractContextManager[Mapping[str, Start]]:
         """How to start each; what they share is up meanwhile."""
@@ -139,53 +150,70 @@ class Results:
             about.append(whom)
 
 
-def run_rounds(scenario: Scenario, bench: Bench, timing: Timing, only: Sequence[str], tell: Tell) -> Results:
-    """`only` names the contenders to run; none means all."""
+@dataclass(frozen=True)
+class Choice:
+    """What to run of a scenario: contenders by name, and loads with one of these texts in theirs; none means all."""
+
+    contenders: Sequence[str] = ()
+    loads: Sequence[str] = ()
+
+    def loads_of(self, scenario: Scenario) -> list[Load]:
+        return [load for load in scenario.loads if not self.loads or any(part in load.name for part in self.loads)]
+
+
+def run_rounds(scenario: Scenario, bench: Bench, timing: Timing, choice: Choice, tell: Tell) -> Results:
     results = Results()
     try:
         with scenario.contenders(bench) as starts:
-            chosen = [name for name in starts if not only or name in only]
+            chosen = [name for name in starts if not choice.contenders or name in choice.contenders]
             for number in range(timing.rounds):
                 for name in turn_order(chosen, number):
-                    _try_turn(scenario, name, starts[name], bench, timing, number, results, tell)
+                    turn = Turn(name, starts[name], choice.loads_of(scenario), number)
+                    _try_turn(scenario, turn, bench, timing, results, tell)
     except BenchmarkFailed as error:
         results.failures.append(f"{scenario.name}: {error}")
     return results
 
 
-def _try_turn(
-    scenario: Scenario, name: str, start: Start, bench: Bench, timing: Timing, number: int, results: Results, tell: Tell
-) -> None:
+@dataclass(frozen=True)
+class Turn:
+    """One contender's in one round, counted from 0."""
+
+    name: str
+    start: Start
+    loads: Sequence[Load]
+    round: int
+
+
+def _try_turn(scenario: Scenario, turn: Turn, bench: Bench, timing: Timing, results: Results, tell: Tell) -> None:
     try:
-        _take_turn(scenario, name, start, bench, timing, number, results, tell)
+        _take_turn(scenario, turn, bench, timing, results, tell)
     except (BenchmarkFailed, httpx.HTTPError) as error:
-        text = f"round {number + 1}, {name}: {str(error) or type(error).__name__}"
+        text = f"round {turn.round + 1}, {turn.name}: {str(error) or type(error).__name__}"
         results.failures.append(text)
         tell(f"  FAILED: {text}")
 
 
-def _take_turn(
-    scenario: Scenario, name: str, start: Start, bench: Bench, timing: Timing, number: int, results: Results, tell: Tell
-) -> None:
+def _take_turn(scenario: Scenario, turn: Turn, bench: Bench, timing: Timing, results: Results, tell: Tell) -> None:
     # What the one before has written and not synced is not for this one's disk to write.
     os.sync()
-    with start() as contender:
-        for load in scenario.loads:
-            wrk_cores = bench.cores if scenario.are_cores_shared else bench.loading
-            figures, used = measure(contender, load, bench, wrk_cores, timing)
+    with turn.start() as contender:
+        for load in turn.loads:
+            figures, used = measure(contender, load, timing)
             measurement = Measurement(
-                round=number, contender=name, load=load.name, requests_per_s=figures.requests_per_s,
-                p50_ms=figures.p50_ms, p99_ms=figures.p99_ms, cores_busy=used.cores_busy, memory_mib=used.memory_mib,
+                round=turn.round, contender=turn.name, load=load.name, requests_per_s=figures.requests_per_s,
+                p50_ms=figures.p50_ms, p99_ms=figures.p99_ms, max_ms=figures.max_ms, cores_busy=used.cores_busy,
+                memory_mib=used.memory_mib,
             )  # fmt: skip
             results.measurements.append(measurement)
             for remark in contender.verify(load, figures):
-                results.remark(f"{load.name}: {remark}", name)
+                results.remark(f"{load.name}: {remark}", turn.name)
             tell(
-                f"  {name:<14} {load.name:<26} {measurement.requests_per_s:>9,.0f}/s   p50 {measurement.p50_ms:.2f} ms"
-                f"   p99 {measurement.p99_ms:.2f} ms"
+                f"  {turn.name:<19} {load.name:<34} {figures.requests_per_s:>9,.0f}/s   p50 {figures.p50_ms:.2f} ms"
+                f"   p99 {figures.p99_ms:.2f} ms   max {figures.max_ms:.2f} ms"
             )
             if not scenario.are_cores_shared and measurement.cores_busy < BUSY_SHARE_MIN * len(bench.tested):
-                results.remark(f"{load.name}: {IDLE_REMARK}", name)
+                results.remark(f"{load.name}: {IDLE_REMARK}", turn.name)
 
 
 @dataclass(frozen=True)
@@ -196,28 +224,31 @@ class Used:
     memory_mib: float
 
 
-def measure(
-    contender: Contender, load: Load, bench: Bench, wrk_cores: tuple[int, ...], timing: Timing
-) -> tuple[WrkFigures, Used]:
+def measure(contender: Contender, load: Load, timing: Timing) -> tuple[LoadFigures, Used]:
     """Check, warm up, measure, check. Raises BenchmarkFailed when any answer was wrong."""
-    wrk, url = bench.programs["wrk"], contender.url(load)
-    arguments = contender.prepare(load)
-
-    def run(seconds: int) -> WrkFigures:
-        command = command_line(wrk.path, url, load.connections, seconds, load.script, arguments)
-        return run_wrk(wrk, command, seconds, wrk_cores, bench.folder, lambda: contender.check(load))
+    contender.prepare(load)
 
     def check() -> None:
         for _ in range(CHECKS_AROUND):
             contender.check(load)
 
     check()
-    run(timing.warm_up_s)
+    contender.run(load, timing.warm_up_s)
     contender.begin(load)
     before_s = sum(process.cpu_s() for process in contender.processes)
-    figures = run(timing.measure_s)
+    figures = contender.run(load, timing.measure_s)
     used_s = sum(process.cpu_s() for process in contender.processes) - before_s
     memory = sum(process.memory_bytes() for process in contender.processes)
     contender.end(load)
     check()
     return figures, Used(used_s / figures.duration_s, memory / _MIB)
+
+
+def run_wrk_load(
+    bench: Bench, contender: Contender, load: Load, url: str, seconds: int, *, arguments: Sequence[str] = (),
+    cores: Sequence[int],
+) -> LoadFigures:  # fmt: skip
+    """wrk's turn at `url`, the contender's answers checked meanwhile."""
+    wrk = bench.programs["wrk"]
+    command = command_line(wrk.path, url, load.connections, seconds, load.script, arguments)
+    return run_wrk(wrk, command, seconds, cores, bench.folder, lambda: contender.check(load))

@@ -14,21 +14,28 @@ from typing import NoReturn
 
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.gateway import GatewayScenario
+from benchmarks.keys import KeysResults, KeysScenario, run_keys
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.options import Options, parse_options
 from benchmarks.peers import WORKING_FOLDER, read_programs
 from benchmarks.profiles import profile
-from benchmarks.results import describe_results, profile_block, results_block, write_block
-from benchmarks.rounds import Bench, Results, Scenario, run_rounds
+from benchmarks.python_peer import PythonPeerScenario
+from benchmarks.results import describe_keys, describe_results, profile_block, results_block, write_block
+from benchmarks.rounds import Bench, Choice, Results, Scenario, run_rounds
 from benchmarks.store import StoreScenario
 from benchmarks.tables import profile_table
+from benchmarks.watch import WatchScenario
 
-CONTENDERS = ("nginx", "haproxy", "envoy", "envoy-bare", "etcd", "quorate", "quorate-bare")
+CONTENDERS = (
+    "nginx", "haproxy", "envoy", "envoy-bare", "etcd", "pysyncobj", "pysyncobj-unbatched", "quorate", "quorate-bare",
+)  # fmt: skip
 EXIT_INTERRUPTED = 130
 
 
-def scenarios() -> dict[str, Scenario]:
-    found: list[Scenario] = [GatewayScenario(), StoreScenario()]
+def scenarios() -> dict[str, Scenario | KeysScenario]:
+    found: list[Scenario | KeysScenario] = [
+        GatewayScenario(), StoreScenario(), WatchScenario(), KeysScenario(), PythonPeerScenario(),
+    ]  # fmt: skip
     return {each.name: each for each in found}
 
 
@@ -38,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         tell("make bench needs Linux: it pins processes to cores and reads /proc")
         return 1
     known = scenarios()
-    options = parse_options(arguments, tuple(known), CONTENDERS)
+    options = parse_options(arguments, {each.name: each.summary for each in known.values()}, CONTENDERS)
     # As on Ctrl-C, everything that was started is ended on the way out.
     signal.signal(signal.SIGTERM, _interrupt)
     runs = WORKING_FOLDER / "runs"
@@ -65,18 +72,34 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(results.failures for results in done))
 
 
-def _run_scenario(scenario: Scenario, bench: Bench, options: Options, machine: Machine, command: str) -> Results:
+def _run_scenario(
+    scenario: Scenario | KeysScenario, bench: Bench, options: Options, machine: Machine, command: str
+) -> Results | KeysResults:
+    if isinstance(scenario, KeysScenario):
+        return _run_keys(scenario, bench, options, machine, command)
     tell(f"\n{scenario.title}")
-    results = run_rounds(scenario, bench, options.timing, options.only, tell)
-    tell("\n" + describe_results(scenario, results, options.timing))
+    timing, choice = options.timing_of(scenario.full_measure_s), Choice(options.only, options.loads)
+    results = run_rounds(scenario, bench, timing, choice, tell)
+    described = describe_results(scenario, results, timing)
+    tell("\n" + described)
     if options.write:
-        write_block(scenario.name, results_block(scenario, results, options.timing, machine, command))
+        write_block(scenario.name, results_block(described, machine, command))
     if options.profile:
-        profiles = profile(scenario, bench, options.timing, tell)
+        profiles = profile(scenario, bench, timing, choice, tell)
         for each in profiles:
             tell("\n" + profile_table(each))
         if options.write:
             write_block(f"{scenario.name} profile", profile_block(profiles, command))
+    return results
+
+
+def _run_keys(scenario: KeysScenario, bench: Bench, options: Options, machine: Machine, command: str) -> KeysResults:
+    tell(f"\n{scenario.title(options.keys)}")
+    results = run_keys(bench, options.keys, options.timing.rounds, options.only, tell)
+    described = describe_keys(results)
+    tell("\n" + described)
+    if options.write:
+        write_block(scenario.name, results_block(described, machine, command))
     return results
 
 

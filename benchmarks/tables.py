@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from benchmarks.keys import OURS, PEER, KeysResults
 from benchmarks.measurements import Comparison, Figure, Measurement, Spread, compare, spread_of
 from benchmarks.profiles import Profile
 from benchmarks.rounds import Results, Scenario
@@ -33,6 +34,7 @@ def figures_table(scenario: Scenario, results: Results) -> str:
         ("requests/s", lambda each: each.requests_per_s, ",.0f"),
         ("p50 ms", lambda each: each.p50_ms, ".2f"),
         ("p99 ms", lambda each: each.p99_ms, ".2f"),
+        ("max ms", lambda each: each.max_ms, ".2f"),
         ("CPU µs a request", lambda each: each.cpu_us_per_request, ".1f"),
         ("cores busy", lambda each: each.cores_busy, ".2f"),
         ("MiB", lambda each: each.memory_mib, ".0f"),
@@ -41,13 +43,14 @@ def figures_table(scenario: Scenario, results: Results) -> str:
     for load in scenario.loads:
         for name in contenders_of(results):
             spreads = [(spread_of(results.measurements, load.name, name, read), form) for _, read, form in columns]
-            cells = [_cell(spread, form) for spread, form in spreads if spread is not None]
+            cells = [cell(spread, form) for spread, form in spreads if spread is not None]
             if cells:
                 rows.append([load.name, name, *cells])
     return table(["load", "contender", *(name for name, _, _ in columns)], rows, 2)
 
 
-def _cell(spread: Spread, form: str) -> str:
+def cell(spread: Spread, form: str) -> str:
+    """The median, and the lowest and highest where there is more than one."""
     median = format(spread.median, form)
     if spread.count == 1:
         return median
@@ -70,10 +73,31 @@ def comparisons_of(scenario: Scenario, results: Results) -> list[Comparison]:
 def ratios_table(comparisons: Sequence[Comparison]) -> str:
     """For the rate more is better, for latencies less."""
     rows = [
-        [each.load, f"{each.us} / {each.peer}", each.figure.value, _cell(each.ratio, ".2f"), each.verdict]
+        [each.load, f"{each.us} / {each.peer}", each.figure.value, cell(each.ratio, ".2f"), each.verdict]
         for each in comparisons
     ]
     return table(["load", "ratio", "of", "median (lowest to highest)", "goal"], rows, 3)
+
+
+def bound_lines(scenario: Scenario, results: Results) -> list[str]:
+    """What is said of a figure of ours that has to keep a bound by itself."""
+    found = []
+    for bound in scenario.bounds:
+        spread = spread_of(results.measurements, bound.load, bound.us, bound.figure.of)
+        if spread is not None:
+            found.append(f"- {bound.verdict(spread)}")
+    return found
+
+
+def keys_table(results: KeysResults) -> str:
+    """Each quantity of both sides, and ours as a ratio to the peer's, taken within each round."""
+    rows = []
+    for quantity in results.quantities:
+        ours, theirs = results.values(OURS, quantity), results.values(PEER, quantity)
+        ratios = [ours[each] / theirs[each] for each in sorted(ours.keys() & theirs.keys()) if theirs[each]]
+        shown = [list(theirs.values()), list(ours.values()), ratios]
+        rows.append([quantity, *(cell(Spread.of(each), ",.2f") if each else "" for each in shown)])
+    return table(["what", PEER, OURS, f"{OURS} / {PEER}"], rows, 1)
 
 
 def profile_table(profile: Profile) -> str:

@@ -1,7 +1,7 @@
 """What the tools of Debian say, as it is understood when peers are fetched."""
 
 import pytest
-from fetch_peers import ENVOY, PACKAGED, absent_libraries, environment, library_dependencies, parse_version
+from fetch_peers import ENVOY, PACKAGED, PYSYNCOBJ, absent_libraries, environment, library_dependencies, parse_version
 
 LDD = """\
 \tlinux-vdso.so.1 (0x00007ffe0c5d6000)
@@ -38,6 +38,7 @@ def test_library_packages_are_taken_with_their_alternatives_and_without_the_c_li
         ("etcd Version: 3.4.23\nGit SHA: Not provided\nGo Version: go1.19.8", "3.4.23"),
         ("wrk debian/4.1.0-3+b2 [epoll] Copyright (C) 2012 Will Glozer", "4.1.0"),
         ("lib/python3.11/envoy  version: 8d2b3a/1.40.0/Clean/RELEASE/BoringSSL", "1.40.0"),
+        ("pysyncobj-0.3.17.dist-info", "0.3.17"),
         ("usage: something", None),
     ],
 )
@@ -51,5 +52,5 @@ def test_folders_of_libraries_come_before_those_that_are_searched_already() -> N
 
 
 def test_every_peer_has_a_program_and_a_package_of_its_own() -> None:
-    peers = [*PACKAGED, ENVOY]
+    peers = [*PACKAGED, ENVOY, PYSYNCOBJ]
     assert len({peer.program for peer in peers}) == len({peer.package for peer in peers}) == len(peers)

@@ -2,11 +2,13 @@
 
 import pytest
 
-from benchmarks.measurements import Figure, Goal, Measurement, Spread, compare, spread_of, turn_order
+from benchmarks.measurements import Bound, Figure, Goal, Measurement, Spread, compare, spread_of, turn_order
 
 
 def measured(round_number: int, contender: str, rate: float, p99_ms: float = 2.0, load: str = "put") -> Measurement:
-    return Measurement(round_number, contender, load, rate, p50_ms=1.0, p99_ms=p99_ms, cores_busy=0.5, memory_mib=64)
+    return Measurement(
+        round_number, contender, load, rate, p50_ms=1.0, p99_ms=p99_ms, max_ms=9.0, cores_busy=0.5, memory_mib=64
+    )
 
 
 def test_a_spread_is_the_median_with_the_lowest_and_the_highest() -> None:
@@ -74,3 +76,9 @@ def test_each_round_begins_with_the_next_contender() -> None:
     orders = [turn_order(names, number) for number in range(4)]
     assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
     assert turn_order([], 3) == []
+
+
+def test_a_bound_is_kept_by_the_median_and_told_with_the_figure() -> None:
+    bound = Bound("put", "us", Figure.P99, 100.0)
+    assert bound.verdict(Spread.of([90.0, 100.0, 300.0])) == "us, put: p99 100.0 ms (≤ 100 ms met)"
+    assert bound.verdict(Spread.of([100.1])) == "us, put: p99 100.1 ms (≤ 100 ms missed)"

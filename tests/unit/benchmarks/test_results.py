@@ -8,12 +8,14 @@ import pytest
 
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.gateway import LOAD, GatewayScenario
+from benchmarks.keys import KeysResults, Reading
 from benchmarks.machine import Machine, file_system_of
 from benchmarks.measurements import Measurement
 from benchmarks.profiles import Profile, ProfileRow, by_package, summarize
-from benchmarks.results import describe_results, profile_block, replace_block, results_block, write_block
-from benchmarks.rounds import Results, Timing
-from benchmarks.tables import comparisons_of, figures_table, profile_table, table
+from benchmarks.results import describe_keys, describe_results, profile_block, replace_block, results_block, write_block
+from benchmarks.rounds import Choice, Results, Timing
+from benchmarks.tables import comparisons_of, figures_table, keys_table, profile_table, table
+from benchmarks.watch import WatchScenario
 
 SCENARIO, TIMING = GatewayScenario(), Timing(rounds=2, measure_s=3, warm_up_s=1)
 NOW = datetime(2026, 1, 2, 23, 0, tzinfo=UTC)
@@ -25,7 +27,7 @@ MACHINE = Machine(
 
 def measured(contender: str, *rates: float) -> list[Measurement]:
     return [
-        Measurement(n, contender, LOAD.name, rate, p50_ms=1.0, p99_ms=2.0, cores_busy=1.0, memory_mib=20)
+        Measurement(n, contender, LOAD.name, rate, p50_ms=1.0, p99_ms=2.0, max_ms=9.0, cores_busy=1.0, memory_mib=20)
         for n, rate in enumerate(rates)
     ]
 
@@ -80,12 +82,14 @@ def test_nothing_measured_makes_an_empty_table_and_no_ratios() -> None:
 
 
 def test_a_block_says_how_where_and_when() -> None:
-    block = results_block(SCENARIO, results(), TIMING, MACHINE, "make bench ARGS=gateway", NOW)
+    described = describe_results(SCENARIO, results(), TIMING)
+    block = results_block(described, MACHINE, "make bench ARGS=gateway", NOW)
+    assert block.endswith(described)
     assert "Measured on 2026-01-02 by `make bench ARGS=gateway`." in block
     assert "4 cores (A Processor), of which 0, 1 were used; 8 GiB; Linux 6.1" in block
     assert "nginx 1.22.1" in block
     assert "not quiet" not in block
-    noisy = results_block(SCENARIO, results(), TIMING, replace(MACHINE, load_before=3.0), "make bench", NOW)
+    noisy = results_block(described, replace(MACHINE, load_before=3.0), "make bench", NOW)
     assert "**not quiet" in noisy
 
 
@@ -124,3 +128,36 @@ def test_the_file_system_is_that_of_the_deepest_mount() -> None:
     assert file_system_of(Path("/nowhere/data/x"), mounts) == "overlay"
     assert file_system_of(Path("/nowhere/else"), mounts) == "tmpfs"
     assert file_system_of(Path("/nowherebeside"), mounts) == "ext4"
+
+
+def test_a_bound_is_judged_where_its_load_was_measured() -> None:
+    scenario = WatchScenario()
+    load = scenario.bounds[0].load
+    slow = Measurement(0, "quorate", load, 1e5, p50_ms=9.0, p99_ms=120.0, max_ms=150.0, cores_busy=1.0, memory_mib=20)
+    assert f"- quorate, {load}: p99 120.0 ms (≤ 100 ms missed)" in describe_results(scenario, Results([slow]), TIMING)
+    assert "≤" not in describe_results(scenario, Results([replace(slow, contender="etcd")]), TIMING)
+
+
+def test_only_the_loads_that_were_chosen_are_put_on() -> None:
+    scenario = WatchScenario()
+    assert Choice().loads_of(scenario) == list(scenario.loads)
+    assert [load.work for load in Choice(loads=("100 events", "nothing")).loads_of(scenario)] == ["100"]
+    assert Choice(loads=("nothing",)).loads_of(scenario) == []
+
+
+def test_quantities_of_many_keys_stand_beside_each_other_and_ratios_are_taken_within_rounds() -> None:
+    readings = [
+        Reading(0, "etcd", "restart: s", 2.0), Reading(0, "quorate", "restart: s", 1.0),
+        Reading(1, "etcd", "restart: s", 8.0), Reading(1, "quorate", "restart: s", 4.0),
+        Reading(0, "quorate", "pauses", 0.0), Reading(2, "quorate", "restart: s", 400.0),
+    ]  # fmt: skip
+    results = KeysResults(1_000, readings, failures=["round 1, etcd, snapshot: it\nended"], remarks=["another led"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in keys_table(results).splitlines()[2:]]
+    assert rows == [
+        ["restart: s", "5.00 (2.00 to 8.00)", "4.00 (1.00 to 400.00)", "0.50 (0.50 to 0.50)"],
+        ["pauses", "", "0.00", ""],
+    ]
+    described = describe_keys(results)
+    assert "- failed: round 1, etcd, snapshot: it ended" in described
+    assert "- another led" in described
+    assert "1,000 keys; medians of 3 round(s)" in described

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.failures import BenchmarkFailed
-from benchmarks.wrk import LUA_FOLDER, WrkFigures, command_line, parse_figures
+from benchmarks.load_figures import LoadFigures, figures_line, parse_figures
+from benchmarks.wrk import LUA_FOLDER, command_line
 
 # As wrk 4.1.0 printed it, with the line of report.lua at the end.
 OUTPUT = """\
@@ -22,8 +23,14 @@ figures {"requests": 41872, "duration_us": 2000725, "bytes": 11765000, "p50_us":
 
 def test_the_figures_are_read_in_full_precision() -> None:
     figures = parse_figures(OUTPUT)
-    assert figures == WrkFigures(
-        requests=41872, duration_s=2.000725, p50_ms=2.783, p99_ms=9.277, max_ms=14.63, failed=0
+    assert figures == LoadFigures(
+        requests=41872,
+        duration_s=2.000725,
+        p50_ms=2.783,
+        p99_ms=9.277,
+        max_ms=14.63,
+        failed=0,
+        extra={"bytes": 11765000},
     )
     assert figures.requests_per_s == pytest.approx(20928.4, abs=0.1)
 
@@ -51,3 +58,10 @@ def test_the_command_names_its_script_and_hands_it_arguments() -> None:
     assert command[command.index("--duration") + 1] == "3s"
     assert command[command.index("--script") + 1] == str(LUA_FOLDER / "post_bodies.lua")
     assert (LUA_FOLDER / "post_bodies.lua").is_file()
+
+
+def test_a_generator_of_our_own_says_the_same_in_the_same_way() -> None:
+    line = figures_line(500, 2.5, (0.001, 0.0025, 0.004), {"read_errors": 2, "timeouts": 1}, puts=50)
+    assert parse_figures(f"a reason\n{line}\n") == LoadFigures(
+        requests=500, duration_s=2.5, p50_ms=1.0, p99_ms=2.5, max_ms=4.0, failed=3, extra={"puts": 50}
+    )
