@@ -12,6 +12,17 @@ from support.node_processes import node_cluster
 from support.v3_transcripts import DIFFERENCES, TRANSCRIPTS, Player, in_order, read_script, script_names
 
 NAMES = script_names()
+UNANNOUNCED = """
+import asyncio, runpy
+from quorate_node.fleet import FleetMembership
+
+async def announce_nothing(self):
+    await asyncio.Event().wait()
+
+FleetMembership._run = announce_nothing
+runpy.run_module("quorate_node", run_name="__main__", alter_sys=True)
+"""
+"""A node that does not say in the store that it is up: that takes a revision, at a time of its own."""
 STEPS_MIN = 100
 """What is compared is much; a transcript that was lost should be noticed."""
 
@@ -30,6 +41,7 @@ def test_a_node_answers_as_etcd_does(tmp_path: Path, name: str) -> None:
     wrong: list[str] = []
     with node_cluster(tmp_path, 1) as cluster:
         node = cluster.nodes[0]
+        node.program = ("-c", UNANNOUNCED)
         node.changes.update(transcript.get("node", {}))
         cluster.start()
         with Player("127.0.0.1", node.http_port) as player:
