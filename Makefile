@@ -35,6 +35,7 @@ setup: ## Make .venv from requirements.lock; does nothing when that is done
 	@scripts/setup.sh
 
 test: setup ## Run every test, stage by stage (STAGES='unit e2e' for some)
+	@$(python) scripts/fetch_peers.py etcd
 	@$(python) scripts/run_tests.py $(STAGES)
 
 check: setup ## Lint, formatting, types, import rules and the repository's own rules

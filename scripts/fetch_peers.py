@@ -1,4 +1,5 @@
-"""Find the programs that `make bench` measures against, and fetch those that are missing, without installing anything.
+"""Find the programs that `make bench` measures against, or those that are named (`make test` wants etcd), and fetch
+those that are missing, without installing anything.
 
 What is on PATH is taken as it is. What is not is downloaded as a Debian package by name and unpacked under
 `.quorate-bench/peers/`, with the libraries that the program misses; no package's script runs, and root is not needed.
@@ -16,9 +17,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".quorate-bench" / "peers"
@@ -69,18 +71,29 @@ class Found:
     library_folders: list[str]
 
 
-def main() -> int:
+def main(wanted: Sequence[str]) -> int:
+    """`wanted`: names of programs; none means all. What the manifest has of the others stays in it."""
+    peers = {peer.program: peer for peer in (*PACKAGED, ENVOY, PYSYNCOBJ)}
+    unknown = sorted(set(wanted) - peers.keys())
+    if unknown:
+        print(f"no such peer: {', '.join(unknown)}; there are: {', '.join(peers)}", file=sys.stderr)
+        return 2
     FOLDER.mkdir(parents=True, exist_ok=True)
+    known: dict[str, dict[str, Any]] = json.loads(MANIFEST.read_text()) if wanted and MANIFEST.exists() else {}
     found: dict[str, Found] = {}
     missing: dict[str, str] = {}
-    for peer in (*PACKAGED, ENVOY, PYSYNCOBJ):
+    for peer in [peers[name] for name in wanted or peers]:
         try:
             found[peer.program] = find(peer)
             print(f"  {peer.program:<9} {found[peer.program].version:<8} {found[peer.program].origin}")
         except PeerMissing as error:
             missing[peer.program] = str(error)
             print(f"  {peer.program:<9} missing  {error}", file=sys.stderr)
-    manifest = {"found": {name: asdict(each) for name, each in found.items()}, "missing": missing}
+    new: dict[str, dict[str, Any]] = {"found": {name: asdict(each) for name, each in found.items()}, "missing": missing}
+    manifest = {
+        part: {name: each for name, each in known.get(part, {}).items() if name not in wanted} | new[part]
+        for part in ("found", "missing")
+    }
     MANIFEST.write_text(json.dumps(manifest, indent=2) + "\n")
     return 0
 
@@ -291,6 +304,6 @@ def run(*command: str, libraries: Iterable[str] = (), folder: Path = ROOT, statu
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main())
+        raise SystemExit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

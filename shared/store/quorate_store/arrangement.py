@@ -32,7 +32,7 @@ def arranged(op: RangeOp, whole: RangeResult) -> RangeResult:
     if arrangement is None:
         return whole
     kvs = [kv for kv in whole.kvs if _keeps(arrangement, kv)]
-    # A target without an order means ascending (etcd's applyV3.Range). Both sorts keep the order of equals.
+    # A target without an order means ascending (etcd's applyV3.Range). Equals stay in order of key; etcd promises none.
     is_descending = arrangement.order is SortOrder.DESCEND
     if arrangement.target is not SortTarget.KEY or is_descending:
         kvs.sort(key=_SUBJECTS[arrangement.target], reverse=is_descending)
