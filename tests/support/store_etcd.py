@@ -6,23 +6,29 @@ with running_etcd(folder) as members:
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import SystemClock
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
 from quorate_node.engines import platform_credential
 from quorate_node.settings import NodeSettings
 from quorate_store.etcd import EtcdStore
+from quorate_store.v3.endpoints import mount_v3
 from quorate_store.v3.headers import PLATFORM_HEADER
 from support.external_stores import EtcdMembers, OwnNodes, etcd_members, find_etcd, own_nodes
+from support.node_app import served
 from support.node_processes import until
+from support.store_raft import raft_stores
 
 START_S_MAX = 30.0
+TOKEN = "a-token-of-the-tests-long-enough-0123456789"
+CREDENTIAL = "what proves to be of the platform"
 REQUIRE_VARIABLES = ("REQUIRE_ETCD", "CI")
 """Either of them, set, makes it a failure that there is no etcd."""
 
@@ -83,3 +89,18 @@ def platform_headers(nodes: OwnNodes) -> dict[str, str]:
     """What a node sends that stands on these nodes."""
     settings = NodeSettings.model_construct(cluster_secret_file=Path(nodes.flags["cluster_secret_file"]))
     return {PLATFORM_HEADER.decode(): platform_credential(settings)}
+
+
+@asynccontextmanager
+async def nodes_store(folder: Path) -> AsyncIterator[EtcdStore]:
+    """On three members of Quorate in this process, by HTTP, with a token, and with nobody else who writes: whole nodes
+    write of themselves every now and then, and a test of the port may count revisions."""
+    async with AsyncExitStack() as stack:
+        members = await stack.enter_async_context(raft_stores(folder))
+        endpoints: list[str] = []
+        for member in members:
+            api = create_app(Surface(member.name, Protection(hosts=None, token=TOKEN)))
+            mount_v3(api, member.store, "nodes-of-the-tests", platform_credential=CREDENTIAL)
+            endpoints.append((await stack.enter_async_context(served(api))).removeprefix("http://"))
+        headers = {"authorization": f"Bearer {TOKEN}", PLATFORM_HEADER.decode(): CREDENTIAL}
+        yield await stack.enter_async_context(etcd_store(endpoints, headers))

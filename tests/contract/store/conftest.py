@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from quorate_store.port import Store
-from support.store_etcd import etcd_store, platform_headers, running_etcd, running_nodes
+from support.store_etcd import etcd_store, nodes_store, running_etcd
 from support.store_local import local_store
 from support.store_raft import raft_stores
 
@@ -46,8 +46,7 @@ async def open_engine(name: str, folder: Path, request: pytest.FixtureRequest, s
         endpoints = request.getfixturevalue("etcd_endpoints")
         return await stack.enter_async_context(etcd_store(endpoints, **options))
     if name == "quorate nodes":
-        nodes = stack.enter_context(running_nodes(folder))
-        return await stack.enter_async_context(etcd_store(nodes.endpoints, platform_headers(nodes)))
+        return await stack.enter_async_context(nodes_store(folder))
     members = await stack.enter_async_context(raft_stores(folder))
     wants_leader = name == "raft leader"
     return next(member.store for member in members if member.leads == wants_leader)

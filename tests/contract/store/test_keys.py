@@ -395,3 +395,48 @@ async def test_a_member_says_what_it_is(store: Store, prefix: bytes) -> None:
     assert status.revision >= put.revision
     assert status.applied_index <= status.commit_index
     assert status.store_bytes > 0
+
+
+async def test_a_long_range_is_of_one_revision_and_knows_its_limit(store: Store, prefix: bytes) -> None:
+    keys = [prefix + b"%05d" % number for number in range(2_500)]
+    for at in range(0, len(keys), TXN_OPERATIONS_MAX):
+        await store.txn([], [PutOp(key, b"v") for key in keys[at : at + TXN_OPERATIONS_MAX]])
+    whole = await store.range(prefix, prefix_end(prefix))
+    assert ([kv.key for kv in whole.kvs], whole.count, whole.more) == (keys, 2_500, False)
+    cut = await store.range(prefix, prefix_end(prefix), limit=2_100, keys_only=True)
+    assert ([kv.key for kv in cut.kvs], cut.count, cut.more) == (keys[:2_100], 2_500, True)
+    before = (await store.delete(keys[-1])).revision - 1
+    past = await store.range(prefix, prefix_end(prefix), revision=before)
+    assert (past.kvs, past.count, past.more) == (whole.kvs, 2_500, False)
+
+
+async def test_large_values_come_whole(store: Store, prefix: bytes) -> None:
+    values = [bytes([65 + number]) * 1_000_000 for number in range(6)]
+    for number, value in enumerate(values):
+        await store.put(prefix + b"%d" % number, value)
+    assert [kv.value for kv in (await store.range(prefix, prefix_end(prefix))).kvs] == values
+    await store.delete(prefix, prefix_end(prefix))
+
+
+async def test_a_hash_says_whether_anything_has_changed(store: Store, prefix: bytes) -> None:
+    put = await store.put(prefix, b"1")
+    first = await store.hash()
+    assert first.revision >= put.revision
+    assert await store.hash() == first
+    assert await store.hash(first.revision) == first
+    await store.put(prefix, b"2")
+    second = await store.hash()
+    assert second.hash != first.hash
+    assert second.revision == first.revision + 1
+
+
+async def test_a_hash_is_of_what_there_is(store: Store, prefix: bytes) -> None:
+    first = (await store.put(prefix, b"1")).revision
+    second = (await store.put(prefix, b"2")).revision
+    await store.compact(second)
+    with pytest.raises(Compacted):
+        await store.hash(first)
+    with pytest.raises(FutureRevision):
+        await store.hash(second + 1_000_000)
+    with pytest.raises(InvalidRequest):
+        await store.hash(-1)

@@ -173,3 +173,32 @@ async def test_a_lock_by_lease_hands_out_a_revision_that_fences_earlier_holders(
     assert not await written_by_holder(store, lock, first.revision, b"late")
     assert await written_by_holder(store, lock, second.revision, b"second")
     assert (await store.range(lock + b"/guarded")).kvs[0].value == b"second"
+
+
+async def test_all_leases_that_there_are_can_be_listed(store: Store) -> None:
+    granted = [(await store.lease_grant(60)).lease for _ in range(3)]
+    listed = await store.lease_list()
+    assert set(granted) <= set(listed)
+    assert list(listed) == sorted(set(listed))
+    await store.lease_revoke(granted[1])
+    assert set(listed) - set(await store.lease_list()) == {granted[1]}
+
+
+async def test_many_are_renewed_at_once(store: Store) -> None:
+    async with asyncio.TaskGroup() as group:
+        granting = [group.create_task(store.lease_grant(60)) for _ in range(450)]
+    leases = [task.result().lease for task in granting]
+    ended = leases[::100]
+    for lease in ended:
+        await store.lease_revoke(lease)
+    assert await store.lease_keepalive(leases) == ended
+
+
+async def test_a_lease_that_cannot_be_is_refused(store: Store) -> None:
+    for wrong in (-1, 2**63):
+        with pytest.raises(InvalidRequest):
+            await store.lease_keepalive([wrong])
+        with pytest.raises(InvalidRequest):
+            await store.lease_revoke(wrong)
+        with pytest.raises(InvalidRequest):
+            await store.lease_grant(60, wrong)

@@ -1,4 +1,4 @@
-"""Requests to the endpoints of a store, over HTTP/1.1 with kept connections.
+"""Requests to the endpoints of a store.
 
 Theory of operation. A call asks one endpoint after the other (`endpoints`) until one answers. It goes on to the next
 only when surely nothing was done by the one before: always, for a read; for a write, when not a byte of it was sent, or
@@ -15,9 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
 from quorate_core.clock import Clock
 from quorate_core.errors import (
     DeadlineExceeded,
@@ -26,46 +24,35 @@ from quorate_core.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     TooManyRequests,
+    Unavailable,
 )
 from quorate_core.settings import HostPort
 
+from quorate_store.etcd.connections import Broken, Connection, Connections, NotSent
 from quorate_store.etcd.endpoints import EndpointOrder
 from quorate_store.etcd.errors import RETRY_HEADER, error_of, goes_on_elsewhere
 from quorate_store.etcd.messages import Header
 
-CALL_TIMEOUT_S = 5.0
-"""Of a call, all its attempts together."""
-CONNECT_TIMEOUT_S = 1.0
-READ_ATTEMPT_TIMEOUT_S = 2.0
-"""Above what an election takes, so that few reads are given up which would have been answered."""
 SILENT_S = 1.0
 """An endpoint that has not answered for so long when its caller gives up is set aside."""
-CONNECTIONS_MAX = 64
-"""To one endpoint, for calls. Streams have theirs."""
-STREAMS_MAX = 256
-"""To one endpoint."""
 CALLS_WAITING_MAX = 4_096
 """Under way, or waiting for a connection."""
-CONNECTION_IDLE_S = 30.0
-"""Kept for so long. Shorter than servers keep it: one that is closed as we write to it makes an outcome unknown."""
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_SENT_EVENT = "http11.send_request_headers.started"
-"""httpcore's trace: from here on, something may have been sent."""
+_OK = 200
+_RETRY_FIELD = RETRY_HEADER.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Of a call, with all its attempts, and of one attempt to read: above what an election takes, so that few are given
+    up which would have been answered."""
+
+    call_s: float = 5.0
+    read_attempt_s: float = 2.0
 
 
 class AnswerTooLarge(PayloadTooLarge):
     """Over ANSWER_BYTES_MAX. To a read; that of a write is not known then."""
-
-
-@dataclass(slots=True)
-class _Sending:
-    """Of one attempt. `trace` is called by httpcore as the request goes on."""
-
-    was_sent: bool = False
-
-    async def trace(self, event: str, _details: Mapping[str, Any]) -> None:
-        if event == _SENT_EVENT:
-            self.was_sent = True
 
 
 class StoreClient:
@@ -77,24 +64,23 @@ class StoreClient:
         clock: Clock,
         headers: Mapping[str, str],
         tls: ssl.SSLContext | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if not endpoints:
             raise InvalidRequest("a store has at least one endpoint")
-        scheme = "http" if tls is None else "https"
         self._addresses = [str(endpoint) for endpoint in endpoints]
-        self._urls = [f"{scheme}://{endpoint}" for endpoint in endpoints]
         self._order = EndpointOrder(len(endpoints))
         self._clock = clock
-        context = tls or ssl.create_default_context()
-        self._calls = [_client(headers, context, CONNECTIONS_MAX) for _ in endpoints]
-        self._streams = [_client(headers, context, STREAMS_MAX) for _ in endpoints]
+        self._timeouts = timeouts or Timeouts()
+        self._connections = [Connections(endpoint, headers, tls, clock.monotonic_s) for endpoint in endpoints]
         self._waiting = 0
         self.newest = Header()
         """Of all answers, the one with the highest revision, which the store had reached by then."""
 
-    async def close(self) -> None:
-        for client in (*self._calls, *self._streams):
-            await client.aclose()
+    def close(self) -> None:
+        """All connections, whatever is under way on them."""
+        for connections in self._connections:
+            connections.close()
 
     def note(self, header: Header) -> None:
         if header.revision >= self.newest.revision:
@@ -113,7 +99,7 @@ class StoreClient:
         if self._waiting >= CALLS_WAITING_MAX:
             raise TooManyRequests(f"{CALLS_WAITING_MAX} calls to the store are under way")
         self._waiting += 1
-        deadline_s = self._clock.monotonic_s() + CALL_TIMEOUT_S
+        deadline_s = self._clock.monotonic_s() + self._timeouts.call_s
         try:
             said: list[str] = []
             for place in self._order.order(self._clock.monotonic_s()):
@@ -131,76 +117,68 @@ class StoreClient:
         """Raises NotProposed or DeadlineExceeded when another endpoint may be asked."""
         began_s = self._clock.monotonic_s()
         left_s = deadline_s - began_s
-        sending = _Sending()
+        attempt_s = left_s if is_write else min(left_s, self._timeouts.read_attempt_s)
+        is_sent = False
         try:
-            async with asyncio.timeout(left_s if is_write else min(left_s, READ_ATTEMPT_TIMEOUT_S)):
-                answer = await self._exchange(place, path, body, sending, is_write=is_write)
-        except TimeoutError as error:
-            self._order.failed(place, self._clock.monotonic_s())
-            if is_write and sending.was_sent:
-                raise OutcomeUnknown(f"{self._addresses[place]} took longer than {left_s:.1f} s to answer") from error
-            raise DeadlineExceeded("it takes too long to answer") from error
+            async with asyncio.timeout(attempt_s), self._connections[place].sent(path, body) as connection:
+                is_sent = True
+                status, answer = await connection.status(), await _whole(connection)
+        except NotSent as error:
+            self.endpoint_failed(place)
+            raise NotProposed(str(error)) from error
+        except (TimeoutError, Broken) as error:
+            self.endpoint_failed(place)
+            reason = str(error) or f"no answer within {attempt_s:.1f} s"
+            if is_sent and is_write:
+                raise OutcomeUnknown(f"{self._addresses[place]}: {reason}") from error
+            raise (DeadlineExceeded if isinstance(error, TimeoutError) else NotProposed)(reason) from error
         except asyncio.CancelledError:
             if self._clock.monotonic_s() - began_s >= SILENT_S:
-                self._order.failed(place, self._clock.monotonic_s())
+                self.endpoint_failed(place)
             raise
-        except (httpx.HTTPError, OSError) as error:
-            self._order.failed(place, self._clock.monotonic_s())
-            reason = str(error) or type(error).__name__
-            if is_write and sending.was_sent:
-                raise OutcomeUnknown(f"{self._addresses[place]} did not answer: {reason}") from error
-            raise NotProposed(reason) from error
         except AnswerTooLarge as error:
             if is_write:
                 raise OutcomeUnknown(f"it was asked for, and {error.detail}, which are not read") from error
             raise
-        return answer
+        return self._taken(place, status, connection.headers, answer, is_write=is_write)
 
-    async def _exchange(self, place: int, path: str, body: bytes, sending: _Sending, *, is_write: bool) -> bytes:
-        extensions = {"trace": sending.trace}
-        async with self._calls[place].stream(
-            "POST", self._urls[place] + path, content=body, extensions=extensions
-        ) as response:
-            answer = await _whole(response)
-        self._order.answered(place)
-        if response.status_code == httpx.codes.OK:
+    def _taken(
+        self, place: int, status: int, headers: Mapping[bytes, bytes], answer: bytes, *, is_write: bool
+    ) -> bytes:
+        """The answer, if it is no refusal. Raises NotProposed when another endpoint may be asked."""
+        self.endpoint_answered(place)
+        if status == _OK:
             return answer
-        retry = response.headers.get(RETRY_HEADER, "")
-        error = error_of(response.status_code, answer, is_write=is_write, retry=retry)
+        error = error_of(status, answer, is_write=is_write, retry=headers.get(_RETRY_FIELD, b"").decode("latin-1"))
         if goes_on_elsewhere(error):
-            self._order.failed(place, self._clock.monotonic_s())
+            self.endpoint_failed(place)
             raise NotProposed(error.detail) from error
         raise error
 
     @asynccontextmanager
-    async def stream(self, path: str, body: bytes) -> AsyncIterator[tuple[AsyncIterator[bytes], "Endpoint"]]:
-        """The chunks of an answer that goes on for as long as it is read, and who gives it: of the first endpoint that
-        begins one. Raises NotProposed when none does, and refusals; reading raises httpx.HTTPError when it breaks."""
+    async def stream(self, path: str, body: bytes) -> AsyncIterator["OpenStream"]:
+        """An answer that goes on for as long as it is read, of the first endpoint that begins one. Raises NotProposed
+        when none does, and refusals."""
         said: list[str] = []
         async with AsyncExitStack() as stack:
             for place in self._order.order(self._clock.monotonic_s()):
                 try:
-                    response = await self._begin(place, path, body, stack)
-                except (NotProposed, httpx.HTTPError, OSError, TimeoutError) as error:
-                    self._order.failed(place, self._clock.monotonic_s())
-                    said.append(f"{self._addresses[place]}: {str(error) or type(error).__name__}")
+                    connection = await self._begin(place, path, body, stack)
+                except (NotProposed, NotSent, Broken, TimeoutError) as error:
+                    self.endpoint_failed(place)
+                    said.append(f"{self._addresses[place]}: {str(error) or 'no answer in time'}")
                     continue
-                yield response.aiter_raw(), Endpoint(self, place)
+                yield OpenStream(self, place, connection)
                 return
             raise NotProposed(f"no endpoint of the store answers ({'; '.join(said)})")
 
-    async def _begin(self, place: int, path: str, body: bytes, stack: AsyncExitStack) -> httpx.Response:
-        async with asyncio.timeout(READ_ATTEMPT_TIMEOUT_S):
-            response = await stack.enter_async_context(
-                self._streams[place].stream("POST", self._urls[place] + path, content=body)
-            )
-            if response.status_code == httpx.codes.OK:
-                return response
-            answer = await _whole(response)
-        error = error_of(response.status_code, answer, is_write=False)
-        if goes_on_elsewhere(error):
-            raise NotProposed(error.detail) from error
-        raise error
+    async def _begin(self, place: int, path: str, body: bytes, stack: AsyncExitStack) -> Connection:
+        async with asyncio.timeout(self._timeouts.read_attempt_s):
+            connection = await stack.enter_async_context(self._connections[place].sent(path, body, is_stream=True))
+            status = await connection.status()
+            if status != _OK:
+                self._taken(place, status, connection.headers, await _whole(connection), is_write=False)
+        return connection
 
     def endpoint_failed(self, place: int) -> None:
         self._order.failed(place, self._clock.monotonic_s())
@@ -210,11 +188,19 @@ class StoreClient:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Who a stream comes from, and what its reader finds of it."""
+class OpenStream:
+    """A stream, and what its reader finds of the endpoint that it is from."""
 
     client: StoreClient
     place: int
+    connection: Connection
+
+    async def chunk(self) -> bytes:
+        """Empty at the end. Raises Unavailable when it breaks."""
+        try:
+            return await self.connection.chunk()
+        except Broken as error:
+            raise Unavailable(f"the stream broke: {error}") from error
 
     def failed(self) -> None:
         self.client.endpoint_failed(self.place)
@@ -223,26 +209,11 @@ class Endpoint:
         self.client.endpoint_answered(self.place)
 
 
-def _client(headers: Mapping[str, str], tls: ssl.SSLContext, connections_max: int) -> httpx.AsyncClient:
-    # Endpoints are reached directly, whatever proxies the environment names: a token must not pass a stranger.
-    return httpx.AsyncClient(
-        headers={**headers, "content-type": "application/json", "accept-encoding": "identity"},
-        verify=tls,
-        trust_env=False,
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(
-            max_connections=connections_max,
-            max_keepalive_connections=connections_max,
-            keepalive_expiry=CONNECTION_IDLE_S,
-        ),
-    )
-
-
-async def _whole(response: httpx.Response) -> bytes:
-    """Raises AnswerTooLarge."""
+async def _whole(connection: Connection) -> bytes:
+    """Raises Broken, and AnswerTooLarge."""
     chunks: list[bytes] = []
     size_bytes = 0
-    async for chunk in response.aiter_raw():
+    while chunk := await connection.chunk():
         size_bytes += len(chunk)
         if size_bytes > ANSWER_BYTES_MAX:
             raise AnswerTooLarge(f"the store answers with over {ANSWER_BYTES_MAX} bytes")

@@ -17,7 +17,7 @@ from quorate_core.tasks import TaskOwner
 
 from quorate_store.commands import encode_command
 from quorate_store.etcd import messages
-from quorate_store.etcd.client import StoreClient
+from quorate_store.etcd.client import StoreClient, Timeouts
 from quorate_store.etcd.feed import FIRST_KEY, Feed, Wait
 from quorate_store.etcd.leases import Leases
 from quorate_store.etcd.ranges import RANGE_PATH, read_range
@@ -65,11 +65,12 @@ class EtcdStore:
         *,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        timeouts: Timeouts | None = None,
         recent_revisions_max: int = RECENT_REVISIONS_MAX,
         random_bits: Callable[[int], int] = secrets.randbits,
         wait: Wait = asyncio.sleep,
     ) -> None:
-        self._client = StoreClient(endpoints, clock, headers or {}, tls)
+        self._client = StoreClient(endpoints, clock, headers or {}, tls, timeouts)
         self._tasks = tasks
         self._clock = clock
         self._wait = wait
@@ -91,7 +92,7 @@ class EtcdStore:
             task.cancel()
         await asyncio.gather(*self._feed_tasks, return_exceptions=True)
         await self._far_streams.close()
-        await self._client.close()
+        self._client.close()
 
     async def range(
         self,

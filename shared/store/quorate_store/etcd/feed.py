@@ -14,9 +14,9 @@ moved at all for STALE_S after that is broken off. In both cases the feed goes o
 endpoint. When that is compacted by then, local watches are told that the feed has lost history; each begins anew from
 the store's, if it can.
 
-A revision that is left out is asked for again, once: a lost event must not pass for none. When the store leaves it out
-again, it has none (it was restored from a backup in such a way), and the feed goes on behind the gap as if history were
-lost there.
+A revision that is left out is asked for again, at the next endpoint: a lost event must not pass for none. When that
+leaves it out as well, the store has no event of it (etcd's compaction takes a deletion at the very revision that it
+leaves history from), and the feed goes on behind the gap.
 
 A feed lives while somebody has use for it, and for IDLE_S more. There are two, with and without previous values.
 """
@@ -42,6 +42,8 @@ FIRST_KEY = b"\0"
 REACH_TIMEOUT_S = 5.0
 PROBE_INTERVAL_S = 1.0
 STALE_S = 1.0
+GAP_REVISIONS_MAX = 1_000
+"""Left out by the store, and taken to have no events; more of them are history that was lost."""
 IDLE_S = 60.0
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 1.0
@@ -150,8 +152,8 @@ class Feed:
             try:
                 await self._read_stream()
             except Compacted as error:
+                log.warning("store_watch_lost_history", revision=self._recent.revision, reason=error.detail)
                 self._lose(int(error.extensions["compact_revision"]))
-                continue
             except InvariantViolation:
                 raise
             except QuorateError as error:
@@ -167,10 +169,10 @@ class Feed:
                     async for revisions in stream:
                         self._take(revisions)
             except TimeoutError:
-                stream.endpoint.failed()
+                stream.source.failed()
                 raise Unavailable("the endpoint has not told of changes that there are") from None
             except Unavailable:
-                stream.endpoint.failed()
+                stream.source.failed()
                 raise
             finally:
                 self._patience = None
@@ -181,21 +183,24 @@ class Feed:
         for revision, events in revisions:
             if revision <= self._recent.revision:
                 continue  # told already
-            if revision > self._recent.revision + 1:
+            missing = range(self._recent.revision + 1, revision)
+            if missing:
                 self._publish(changes)
                 changes = []
-                self._pass_gap(revision)
+                self._pass_gap(missing)
             self._recent.append(revision, events)
             changes.append((revision, events))
         self._publish(changes)
 
-    def _pass_gap(self, revision: int) -> None:
-        missing = self._recent.revision + 1
-        if self._gap_at != missing:
-            self._gap_at = missing
-            raise Unavailable(f"after revision {missing - 1} came {revision}")
-        log.warning("store_left_out_revisions", first=missing, next=revision)
-        self._lose(revision)
+    def _pass_gap(self, missing: range) -> None:
+        if self._gap_at != missing.start:
+            self._gap_at = missing.start
+            raise Unavailable(f"after revision {missing.start - 1} came {missing.stop}")
+        log.warning("store_left_out_revisions", first=missing.start, next=missing.stop)
+        if len(missing) > GAP_REVISIONS_MAX:
+            self._lose(missing.stop)
+        for revision in range(self._recent.revision + 1, missing.stop):
+            self._recent.append(revision, [])
 
     def _publish(self, changes: Revisions) -> None:
         if not changes:
@@ -211,7 +216,8 @@ class Feed:
 
     def _lose(self, first: int) -> None:
         """Nothing before revision `first` can be had from the store any more."""
-        log.warning("store_watch_lost_history", reached=self._recent.revision, compact_revision=first)
+        if first <= self._recent.revision:
+            return  # it is not, for us
         self._recent.begin_anew(first)
         self._watches.on_replaced()
         while self._watches.is_behind:
@@ -241,19 +247,24 @@ class Feed:
         return bool(self._awaiting)
 
     async def _probe(self) -> None:
-        reached = self._recent.revision
-        try:
-            wanted = await self._present()
-        except QuorateError:
-            wanted = self._client.newest.revision
-        if wanted < reached:
-            raise InvariantViolation(
-                f"the store is at revision {wanted}, and told of changes up to {reached} before: it is another one, or "
-                "was restored from an older backup. What was read from it is void: start again"
-            )
+        wanted = await self._find_present()
         before = self._recent.revision
         if before >= wanted:
             return
         await self._wait(STALE_S)
         if self._recent.revision == before and self._patience is not None and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time())
+
+    async def _find_present(self) -> int:
+        """How far the store is, as far as anybody has heard. Raises InvariantViolation when it has gone back."""
+        reached = self._recent.revision
+        try:
+            present = await self._present()
+        except QuorateError:
+            return self._client.newest.revision
+        if present < reached:
+            raise InvariantViolation(
+                f"the store is at revision {present}, and told of changes up to {reached} before: another one, or "
+                "restored from an older backup. What was read from it is void: start again"
+            )
+        return present

@@ -22,8 +22,9 @@ from quorate_store.model import LeaseStatus
 from quorate_store.refusals import LeaseTtlTooLarge
 from quorate_store.transactions import LEASE_TTL_S_MAX, require_integer
 
-KEEPALIVES_A_REQUEST = 200
+KEEPALIVES_A_REQUEST = 100
 """A follower of etcd asks its leader for each, one after the other: a tenth of a second."""
+RENEWAL_ATTEMPTS_MAX = 20
 KEEPALIVE_REQUESTS_MAX = 8
 """At a time."""
 GRANTED_KNOWN_MAX = 100_000
@@ -97,18 +98,30 @@ class Leases:
         return [lease for part in unknown for lease in part]
 
     async def _renew_part(self, leases: Sequence[int]) -> list[int]:
+        """NB: etcd 3.4 drops answers that are not on their way yet when it has read the last request. What was not
+        answered is asked again, and each time some are."""
+        missing, unknown = list(leases), []
+        for _ in range(RENEWAL_ATTEMPTS_MAX):
+            answers = await self._renew_once(missing)
+            for answer in answers:
+                self._note(answer)
+            unknown += [answer.lease for answer in answers if answer.ttl_s <= 0]
+            missing = missing[len(answers) :]  # they come in the order of the requests
+            if not missing:
+                return unknown
+        raise NotProposed(f"{len(leases)} leases were to be renewed, and {len(missing)} were never answered")
+
+    async def _renew_once(self, leases: Sequence[int]) -> list[LeaseAnswer]:
         async with self._requests:
             body = await self._client.read("/v3/lease/keepalive", encode_keepalives(leases))
         lines = [decode_line(line) for line in body.splitlines() if line]
         for line in lines:
             if line.error is not None:
                 raise _refusal(error_of_text(line.error.grpc_code, line.error.message, is_write=False))
-        if len(lines) != len(leases):
-            raise NotProposed(f"{len(leases)} leases were to be renewed, and {len(lines)} answers came")
         answers = [decode_lease(line.result) for line in lines]
-        for answer in answers:
-            self._note(answer)
-        return [answer.lease for answer in answers if answer.ttl_s <= 0]
+        if [answer.lease for answer in answers] != list(leases[: len(answers)]):
+            raise NotProposed("the answers to renewals are of other leases than were named")
+        return answers
 
     def _note(self, answer: LeaseAnswer) -> None:
         self._client.note(answer.header)

@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import groupby
 
-import httpx
 from quorate_core.errors import Compacted, InvalidRequest, Unavailable
 
-from quorate_store.etcd.client import Endpoint, StoreClient
+from quorate_store.etcd.client import OpenStream, StoreClient
 from quorate_store.etcd.errors import error_of_text
 from quorate_store.etcd.messages import WatchAnswer, decode_line, decode_watch, encode_watch
 from quorate_store.model import Event
@@ -29,11 +28,11 @@ Revisions = list[tuple[int, list[Event]]]
 
 class WatchStream:
     """Iterate it for what has changed. It ends by an error: Compacted, with `compact_revision`, when history does not
-    reach back to where it begins, Unavailable when it breaks. A read that is cancelled breaks it too."""
+    reach back to where it begins, Unavailable when it breaks."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self._lines = _lines(chunks)
+    def __init__(self, source: OpenStream) -> None:
+        self.source = source
+        self._lines = Lines(source)
         self._held: list[Event] = []
         """Of a revision that may not be whole yet."""
 
@@ -43,8 +42,8 @@ class WatchStream:
     async def __anext__(self) -> Revisions:
         while True:
             answer = await self._next_answer()
-            self.endpoint.answered()
-            self.endpoint.client.note(answer.header)
+            self.source.answered()
+            self.source.client.note(answer.header)
             if answer.canceled:
                 raise _end(answer)
             revisions = await self._whole_revisions(answer)
@@ -52,12 +51,7 @@ class WatchStream:
                 return revisions
 
     async def _next_answer(self) -> WatchAnswer:
-        try:
-            line = decode_line(await anext(self._lines))
-        except StopAsyncIteration:
-            raise Unavailable("the watch was ended by the endpoint") from None
-        except (httpx.HTTPError, OSError) as error:
-            raise Unavailable(f"the watch broke: {str(error) or type(error).__name__}") from error
+        line = decode_line(await self._lines.next_line())
         if line.error is not None:
             raise error_of_text(line.error.grpc_code, line.error.message, is_write=False)
         return decode_watch(line.result)
@@ -82,8 +76,8 @@ async def watch_stream(
 ) -> AsyncIterator[WatchStream]:
     """Of the first endpoint that begins one. Raises NotProposed when none does, and what the store refuses it with."""
     body = encode_watch(key, range_end, start_revision, previous=previous)
-    async with client.stream(WATCH_PATH, body) as (chunks, endpoint):
-        yield WatchStream(chunks, endpoint)
+    async with client.stream(WATCH_PATH, body) as source:
+        yield WatchStream(source)
 
 
 def _end(answer: WatchAnswer) -> Compacted | InvalidRequest | Unavailable:
@@ -100,16 +94,27 @@ def _revision_of(event: Event) -> int:
     return event.kv.mod_revision
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Without what comes after the last newline. Raises Unavailable for a line over LINE_BYTES_MAX."""
-    kept = bytearray()
-    async for chunk in chunks:
-        looked_at = len(kept)
-        kept += chunk
-        begin = 0
-        while (end := kept.find(b"\n", looked_at)) >= 0:
-            yield bytes(kept[begin:end])
-            begin = looked_at = end + 1
-        del kept[:begin]
-        if len(kept) > LINE_BYTES_MAX:
-            raise Unavailable(f"the watch has a line of over {LINE_BYTES_MAX} bytes")
+class Lines:
+    """A stream, line by line, however it was cut on its way."""
+
+    def __init__(self, source: OpenStream) -> None:
+        self._source = source
+        self._kept = bytearray()
+        """What has arrived and was not taken."""
+        self._looked_at = 0
+        """How much of it is known to have no end of a line."""
+
+    async def next_line(self) -> bytes:
+        """Raises Unavailable at the end, when it breaks, and for a line over LINE_BYTES_MAX."""
+        while (end := self._kept.find(b"\n", self._looked_at)) < 0:
+            self._looked_at = len(self._kept)
+            if self._looked_at > LINE_BYTES_MAX:
+                raise Unavailable(f"the watch has a line of over {LINE_BYTES_MAX} bytes")
+            chunk = await self._source.chunk()
+            if not chunk:
+                raise Unavailable("the watch was ended by the endpoint")
+            self._kept += chunk
+        line = bytes(self._kept[:end])
+        del self._kept[: end + 1]
+        self._looked_at = 0
+        return line

@@ -139,9 +139,9 @@ class FarStream:
                         self._is_waiting = True
             except TimeoutError:
                 if is_wide == self._is_wide:
-                    stream.endpoint.failed()
+                    stream.source.failed()
             except Unavailable:
-                stream.endpoint.failed()
+                stream.source.failed()
                 raise
             finally:
                 self._patience = None
@@ -226,7 +226,8 @@ class EtcdWatch:
         """Neither of them: it was near, and the feed does not reach back."""
         self._refusal: QuorateError | None = None
         """What the first reading raises."""
-        self._is_progress_wanted = False
+        self._progress_wanted = 0
+        """The revision that a bookmark is wanted of; 0 when none is."""
         self._is_reading = False
 
     async def __aenter__(self) -> "EtcdWatch":
@@ -248,7 +249,7 @@ class EtcdWatch:
         """See `port.Watch`. Raises NotProposed and DeadlineExceeded when the store does not say how far it is."""
         found = await self._read_at(self._key, 0)
         await self._feed.reach(found.revision)
-        self._is_progress_wanted = True
+        self._progress_wanted = found.revision
         if self._near is not None:
             await self._near[1].request_progress()
         elif self._far is not None:
@@ -293,8 +294,8 @@ class EtcdWatch:
             await self._leave_near()
             return None
         self._next_revision = batch.revision + 1
-        if not batch.events:
-            self._is_progress_wanted = False
+        if not batch.events and batch.revision >= self._progress_wanted:
+            self._progress_wanted = 0
         return batch
 
     async def _next_far(self) -> WatchBatch | None:
@@ -315,7 +316,7 @@ class EtcdWatch:
                 self._feed, self._key, self._range_end, self._next_revision, previous=self._previous
             )
             self._feed.add_follower(self._far[0])
-            if self._is_progress_wanted:
+            if self._progress_wanted:
                 self._far[0].widen()
 
     @property
@@ -327,7 +328,7 @@ class EtcdWatch:
         start = max(self._next_revision, self._feed.recent.first) if self._is_empty else self._next_revision
         opened = self._feed.watch(self._key, self._range_end, start)
         self._near = opened, await opened.__aenter__()
-        if self._is_progress_wanted:
+        if self._progress_wanted:
             await self._near[1].request_progress()
 
     async def _leave_near(self) -> None:

@@ -1,0 +1,418 @@
+"""Watches on a store elsewhere whose streams break, go silent, leave something out, or cut lines anywhere."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from quorate_core.clock import ManualClock
+from quorate_core.errors import Compacted, Conflict, InvariantViolation, NotProposed, TooManyRequests, Unavailable
+from quorate_core.settings import HostPort
+from quorate_core.tasks import TaskOwner
+from quorate_store.etcd import EtcdStore
+from quorate_store.etcd import watches as watches_module
+from quorate_store.etcd.feed import IDLE_S, PROBE_INTERVAL_S
+from quorate_store.etcd.watches import EtcdWatch
+from quorate_store.model import WatchBatch, prefix_end
+from support.scripted_store import Request, scripted_store
+
+PATIENCE_S = 10.0
+PREFIX, END = b"p/", prefix_end(b"p/")
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def event(revision: int, key: bytes = b"p/k") -> dict[str, Any]:
+    return {"kv": {"key": b64(key), "create_revision": "1", "mod_revision": str(revision), "version": "1"}}
+
+
+@dataclass
+class Script:
+    """A store at `revision` whose watch streams a test writes by hand."""
+
+    revision: int = 100
+    compact_revision: int = 0
+    streams: asyncio.Queue[tuple[dict[str, Any], Request]] = field(default_factory=asyncio.Queue)
+    """Each that was asked for, with what was asked."""
+
+    async def answer(self, request: Request) -> None:
+        body = msgspec.json.decode(request.body)
+        if request.path == "/v3/kv/range":
+            self._answer_range(request, int(body.get("revision", "0")))
+        else:
+            request.begin_stream()
+            await self.streams.put((body["create_request"], request))
+            await asyncio.Event().wait()  # until the connection's end
+
+    def _answer_range(self, request: Request, revision: int) -> None:
+        if 0 < revision < self.compact_revision:
+            text = "etcdserver: mvcc: required revision has been compacted"
+            request.answer({"error": text, "message": text, "code": 11}, 400)
+        elif revision > self.revision:
+            text = "etcdserver: mvcc: required revision is a future revision"
+            request.answer({"error": text, "message": text, "code": 11}, 400)
+        else:
+            request.answer({"header": self.header()})
+
+    def header(self) -> dict[str, str]:
+        return {"cluster_id": "1", "member_id": "2", "revision": str(self.revision), "raft_term": "3"}
+
+    async def stream(self, start_revision: int) -> Request:
+        """The next stream, which must begin there."""
+        async with asyncio.timeout(PATIENCE_S):
+            create, request = await self.streams.get()
+        assert create["start_revision"] == str(start_revision)
+        request.send_result({"header": self.header(), "created": True})
+        return request
+
+    def tell(self, stream: Request, *events: dict[str, Any], **fields: object) -> None:
+        stream.send_result({"header": self.header(), "events": list(events), **fields})
+
+
+@dataclass
+class Turns:
+    """`wait` for what runs by the clock: each returns when the test says so."""
+
+    clock: ManualClock
+    waiting: asyncio.Queue[tuple[float, asyncio.Future[None]]] = field(default_factory=asyncio.Queue)
+
+    async def wait(self, seconds: float) -> None:
+        passed = asyncio.get_running_loop().create_future()
+        await self.waiting.put((seconds, passed))
+        await passed
+
+    async def let_pass(self, seconds: float) -> None:
+        """The next who waits, and it must be for so long."""
+        async with asyncio.timeout(PATIENCE_S):
+            found, passed = await self.waiting.get()
+        assert found == seconds
+        self.clock.advance(seconds)
+        passed.set_result(None)
+
+
+@dataclass
+class World:
+    script: Script
+    store: EtcdStore
+    turns: Turns
+    failures: list[BaseException]
+
+    async def present(self, stream: Request, first: int) -> None:
+        """Tell of all from `first` to the present, elsewhere."""
+        self.script.tell(stream, *(event(revision, b"other") for revision in range(first, self.script.revision + 1)))
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with opened(Script()) as made:
+        yield made
+    assert made.failures == []
+
+
+@asynccontextmanager
+async def opened(script: Script, recent: int = 10) -> AsyncIterator[World]:
+    failures: list[BaseException] = []
+    async with scripted_store(script.answer) as server, TaskOwner("test", failures.append) as tasks:
+        turns = Turns(ManualClock())
+        endpoint = HostPort.parse(server.endpoint)
+        store = EtcdStore([endpoint], tasks, turns.clock, recent_revisions_max=recent, wait=turns.wait)
+        yield World(script, store, turns, failures)
+        await store.close()
+        assert len(tasks) == 0
+
+
+async def following(batches: AsyncIterator[WatchBatch]) -> tuple[int, list[int]]:
+    async with asyncio.timeout(PATIENCE_S):
+        batch = await anext(batches)
+    return batch.revision, [event.kv.mod_revision for event in batch.events]
+
+
+async def test_one_stream_of_all_keys_serves_all_watches(world: World) -> None:
+    async with asyncio.TaskGroup() as group:
+        opening = group.create_task(world.store.watch(PREFIX, END).__aenter__())
+        stream = await world.script.stream(91)
+        await world.present(stream, 91)
+    async with world.store.watch(b"other") as other:
+        first, second = aiter(opening.result()), aiter(other)
+        assert await following(first) == await following(second) == (100, [])
+        world.script.tell(stream, event(101), event(102, b"other"))
+        assert await following(first) == (102, [101])
+        assert await following(second) == (102, [102])
+    assert world.script.streams.empty()
+
+
+async def left_by_client(stream: Request) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await stream.until_client_has_gone()
+
+
+async def opened_watch(world: World, start: int = 0) -> tuple[Request, AsyncIterator[WatchBatch]]:
+    """A near watch, and the feed's stream."""
+    async with asyncio.TaskGroup() as group:
+        opening = group.create_task(world.store.watch(PREFIX, END, start_revision=start).__aenter__())
+        stream = await world.script.stream(91)
+        await world.present(stream, 91)
+    batches = aiter(opening.result())
+    if not start:
+        assert await following(batches) == (100, [])
+    return stream, batches
+
+
+async def test_lines_may_be_cut_anywhere(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    line = msgspec.json.encode({"result": {"header": {}, "events": [event(101)]}}) + b"\n"
+    line += msgspec.json.encode({"result": {"header": {}, "events": [event(102)]}}) + b"\n"
+    for byte in line:
+        stream.send(bytes([byte]))
+        await stream.writer.drain()
+    assert await following(batches) == (101, [101])
+    assert await following(batches) == (102, [102])
+
+
+async def test_a_revision_in_fragments_is_told_when_it_is_whole(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, event(101, b"p/a"), event(102, b"p/a"), fragment=True)
+    assert await following(batches) == (101, [101])
+    world.script.tell(stream, event(102, b"p/b"), fragment=True)
+    world.script.tell(stream, event(102, b"p/c"), event(103))
+    assert await following(batches) == (103, [102, 102, 102, 103])
+
+
+async def test_a_stream_that_breaks_goes_on_where_it_was_and_forgets_half_a_revision(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, event(101), event(102), fragment=True)
+    assert await following(batches) == (101, [101])
+    stream.hang_up()
+    again, _ = await resumed(world, 102)
+    world.script.tell(again, event(101), event(102), event(103))
+    assert await following(batches) == (103, [102, 103]), "what was told is not told again"
+
+
+async def resumed(world: World, start: int) -> tuple[Request, float]:
+    """The feed's next stream, after its pause."""
+    while world.script.streams.empty():
+        async with asyncio.timeout(PATIENCE_S):
+            seconds, passed = await world.turns.waiting.get()
+        if seconds < PROBE_INTERVAL_S:
+            passed.set_result(None)
+            break
+        await world.turns.waiting.put((seconds, passed))
+        await asyncio.sleep(0)
+    return await world.script.stream(start), 0.0
+
+
+async def test_a_revision_that_is_left_out_is_asked_for_again(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, event(101), event(103))
+    assert await following(batches) == (101, [101])
+    again, _ = await resumed(world, 102)
+    world.script.tell(again, event(102), event(103))
+    assert await following(batches) == (103, [102, 103])
+
+
+async def test_a_revision_that_is_left_out_again_has_no_events_and_disturbs_nobody(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, event(103))
+    again, _ = await resumed(world, 101)
+    world.script.tell(again, event(103))
+    assert await following(batches) == (103, [103])
+    world.script.tell(again, event(104))
+    assert await following(batches) == (104, [104])
+
+
+async def test_very_many_revisions_that_are_left_out_are_history_that_was_lost(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, event(1_000_000))
+    again, _ = await resumed(world, 101)
+    world.script.tell(again, event(1_000_000))
+
+    async def tell() -> None:
+        own = await world.script.stream(101)
+        own.send_result({"header": {}, "canceled": True, "compact_revision": "999999"})
+
+    with pytest.raises(Compacted):
+        await asyncio.gather(following(batches), tell())
+
+
+async def test_a_stream_that_is_silent_while_the_store_goes_on_is_broken_off(world: World) -> None:
+    _, batches = await opened_watch(world)
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    world.script.revision = 101
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await world.turns.let_pass(1.0)
+    again, _ = await resumed(world, 101)
+    world.script.tell(again, event(101))
+    assert await following(batches) == (101, [101])
+
+
+async def test_a_stream_that_is_silent_while_nothing_happens_goes_on(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    for _ in range(5):
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    world.script.tell(stream, event(101))
+    assert await following(batches) == (101, [101])
+    assert world.script.streams.empty()
+
+
+async def test_a_feed_without_watches_ends_and_the_next_watch_begins_another(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    assert isinstance(batches, EtcdWatch)
+    await batches.__aexit__(None, None, None)
+    for _ in range(int(IDLE_S / PROBE_INTERVAL_S)):
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    await left_by_client(stream)
+    await opened_watch(world)
+
+
+async def test_a_store_that_has_gone_back_stops_the_process() -> None:
+    async with opened(Script()) as world:
+        await opened_watch(world)
+        world.script.revision = 50
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+        async with asyncio.timeout(PATIENCE_S):
+            while not world.failures:  # noqa: ASYNC110 - a failure is told to nobody else
+                await asyncio.sleep(0)
+    assert isinstance(world.failures[0], InvariantViolation)
+
+
+async def test_history_that_was_compacted_while_the_feed_was_away_is_lost_and_said_so(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.compact_revision = world.script.revision = 150
+    stream.hang_up()
+    again, _ = await resumed(world, 101)
+    again.send_result({"header": {}, "canceled": True, "compact_revision": "150"})
+    await resumed(world, 150)
+
+    async def tell() -> None:
+        own = await world.script.stream(101)
+        own.send_result({"header": {}, "canceled": True, "compact_revision": "150"})
+
+    with pytest.raises(Compacted) as caught:
+        await asyncio.gather(following(batches), tell())
+    assert caught.value.extensions["compact_revision"] == 150
+
+
+async def far_watch(world: World, start: int) -> tuple[Request, Request, AsyncIterator[WatchBatch]]:
+    """The feed's stream, and the watch's own, which has told of revision `start`."""
+
+    async def tell() -> Request:
+        own = await world.script.stream(start)
+        world.script.tell(own, event(start))
+        return own
+
+    stream, batches = await opened_watch(world, start)
+    found, own = await asyncio.gather(following(batches), tell())
+    assert found == (start, [start])
+    return stream, own, batches
+
+
+async def test_a_watch_from_far_back_has_a_stream_of_its_own_until_it_meets_the_feed(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    world.script.tell(own, event(95))
+    assert await following(batches) == (95, [95])
+    world.script.tell(stream, event(101))
+    assert await following(batches) == (101, [101])
+    await left_by_client(own)
+
+
+async def test_progress_of_a_watch_from_far_back_is_told_by_a_stream_of_all_keys(world: World) -> None:
+    _, own, batches = await far_watch(world, 20)
+    await progress_of(batches)
+    await left_by_client(own)
+    again, _ = await resumed(world, 21)
+    world.script.tell(again, *(event(revision, b"other") for revision in range(21, 60)))
+    world.script.tell(again, event(60), *(event(revision, b"other") for revision in range(61, 101)))
+    assert await following(batches) == (100, [60])
+    assert await following(batches) == (100, [])
+
+
+async def test_progress_that_is_asked_for_as_a_watch_becomes_far_is_told_too(world: World) -> None:
+    _, batches = await opened_watch(world, 20)
+    await progress_of(batches)
+
+    async def tell() -> None:
+        world.script.tell(await world.script.stream(20), *(event(revision, b"other") for revision in range(20, 101)))
+
+    found, _ = await asyncio.gather(following(batches), tell())
+    assert found == (100, [])
+
+
+async def progress_of(batches: AsyncIterator[WatchBatch]) -> None:
+    assert isinstance(batches, EtcdWatch)
+    await batches.request_progress()
+
+
+async def test_a_stream_of_history_that_breaks_goes_on_where_it_was(world: World) -> None:
+    _, own, batches = await far_watch(world, 20)
+    own.hang_up()
+    again, _ = await resumed(world, 21)
+    world.script.tell(again, event(21), event(22))
+    assert await following(batches) == (22, [21, 22])
+
+
+async def test_a_stream_of_history_that_is_silent_while_the_feed_goes_on_is_broken_off(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    world.script.revision = 101
+    world.script.tell(stream, event(101))
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await left_by_client(own)
+    again, _ = await resumed(world, 21)
+    world.script.tell(again, event(101))
+    assert await following(batches) == (101, [101])
+
+
+async def test_a_reader_that_gives_up_waiting_misses_nothing(world: World) -> None:
+    _, own, batches = await far_watch(world, 20)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await anext(batches)
+    world.script.tell(own, event(21))
+    assert await following(batches) == (21, [21])
+    world.script.tell(own, event(91))
+    assert await following(batches) == (91, [91])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await anext(batches)
+    await progress_of(batches)
+    assert await following(batches) == (100, [])
+
+
+async def test_streams_of_history_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches_module, "FAR_MAX", 0)
+    _, batches = await opened_watch(world, 20)
+    with pytest.raises(TooManyRequests):
+        await following(batches)
+
+
+async def test_a_watch_has_one_reader(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    second = asyncio.gather(following(batches), following(batches), return_exceptions=True)
+    await asyncio.sleep(0)
+    world.script.tell(stream, event(101))
+    assert [type(found) for found in await second] == [tuple, Conflict]
+
+
+async def test_to_close_the_store_ends_all_watches_and_whatever_runs(world: World) -> None:
+    _, far = await opened_watch(world, 20)
+    reading = asyncio.gather(following(far), return_exceptions=True)
+    await world.script.stream(20)
+    await world.store.close()
+    assert [type(error) for error in await reading] == [Unavailable]
+
+
+async def test_without_an_endpoint_a_watch_does_not_open() -> None:
+    async with TaskOwner("test") as tasks:
+        store = EtcdStore([HostPort.parse("127.0.0.1:1")], tasks, ManualClock())
+        with pytest.raises(NotProposed):
+            async with store.watch(PREFIX, END):
+                pass
+        await store.close()
+        assert len(tasks) == 0
