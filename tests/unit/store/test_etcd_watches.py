@@ -63,11 +63,13 @@ class Script:
     def header(self) -> dict[str, str]:
         return {"cluster_id": "1", "member_id": "2", "revision": str(self.revision), "raft_term": "3"}
 
-    async def stream(self, start_revision: int) -> Request:
-        """The next stream, which must begin there."""
+    async def stream(self, start_revision: int, *, is_of_all: bool = True) -> Request:
+        """The next stream, which must begin there, and be of all keys, or of those under PREFIX."""
         async with asyncio.timeout(PATIENCE_S):
             create, request = await self.streams.get()
         assert create["start_revision"] == str(start_revision)
+        wanted = (b"\0", b"\0") if is_of_all else (PREFIX, END)
+        assert (create["key"], create["range_end"]) == tuple(map(b64, wanted))
         request.send_result({"header": self.header(), "created": True})
         return request
 
@@ -189,29 +191,29 @@ async def test_a_stream_that_breaks_goes_on_where_it_was_and_forgets_half_a_revi
     world.script.tell(stream, event(101), event(102), fragment=True)
     assert await following(batches) == (101, [101])
     stream.hang_up()
-    again, _ = await resumed(world, 102)
+    again = await resumed(world, 102)
     world.script.tell(again, event(101), event(102), event(103))
     assert await following(batches) == (103, [102, 103]), "what was told is not told again"
 
 
-async def resumed(world: World, start: int) -> tuple[Request, float]:
-    """The feed's next stream, after its pause."""
-    while world.script.streams.empty():
-        async with asyncio.timeout(PATIENCE_S):
+async def resumed(world: World, start: int, *, is_of_all: bool = True) -> Request:
+    """The next stream, after its pause."""
+    async with asyncio.timeout(PATIENCE_S):
+        while world.script.streams.empty():
             seconds, passed = await world.turns.waiting.get()
-        if seconds < PROBE_INTERVAL_S:
-            passed.set_result(None)
-            break
-        await world.turns.waiting.put((seconds, passed))
-        await asyncio.sleep(0)
-    return await world.script.stream(start), 0.0
+            if seconds < PROBE_INTERVAL_S:
+                passed.set_result(None)
+                break
+            await world.turns.waiting.put((seconds, passed))
+            await asyncio.sleep(0)
+    return await world.script.stream(start, is_of_all=is_of_all)
 
 
 async def test_a_revision_that_is_left_out_is_asked_for_again(world: World) -> None:
     stream, batches = await opened_watch(world)
     world.script.tell(stream, event(101), event(103))
     assert await following(batches) == (101, [101])
-    again, _ = await resumed(world, 102)
+    again = await resumed(world, 102)
     world.script.tell(again, event(102), event(103))
     assert await following(batches) == (103, [102, 103])
 
@@ -219,7 +221,7 @@ async def test_a_revision_that_is_left_out_is_asked_for_again(world: World) -> N
 async def test_a_revision_that_is_left_out_again_has_no_events_and_disturbs_nobody(world: World) -> None:
     stream, batches = await opened_watch(world)
     world.script.tell(stream, event(103))
-    again, _ = await resumed(world, 101)
+    again = await resumed(world, 101)
     world.script.tell(again, event(103))
     assert await following(batches) == (103, [103])
     world.script.tell(again, event(104))
@@ -229,11 +231,11 @@ async def test_a_revision_that_is_left_out_again_has_no_events_and_disturbs_nobo
 async def test_very_many_revisions_that_are_left_out_are_history_that_was_lost(world: World) -> None:
     stream, batches = await opened_watch(world)
     world.script.tell(stream, event(1_000_000))
-    again, _ = await resumed(world, 101)
+    again = await resumed(world, 101)
     world.script.tell(again, event(1_000_000))
 
     async def tell() -> None:
-        own = await world.script.stream(101)
+        own = await world.script.stream(101, is_of_all=False)
         own.send_result({"header": {}, "canceled": True, "compact_revision": "999999"})
 
     with pytest.raises(Compacted):
@@ -246,7 +248,7 @@ async def test_a_stream_that_is_silent_while_the_store_goes_on_is_broken_off(wor
     world.script.revision = 101
     await world.turns.let_pass(PROBE_INTERVAL_S)
     await world.turns.let_pass(1.0)
-    again, _ = await resumed(world, 101)
+    again = await resumed(world, 101)
     world.script.tell(again, event(101))
     assert await following(batches) == (101, [101])
 
@@ -285,12 +287,12 @@ async def test_history_that_was_compacted_while_the_feed_was_away_is_lost_and_sa
     stream, batches = await opened_watch(world)
     world.script.compact_revision = world.script.revision = 150
     stream.hang_up()
-    again, _ = await resumed(world, 101)
+    again = await resumed(world, 101)
     again.send_result({"header": {}, "canceled": True, "compact_revision": "150"})
     await resumed(world, 150)
 
     async def tell() -> None:
-        own = await world.script.stream(101)
+        own = await world.script.stream(101, is_of_all=False)
         own.send_result({"header": {}, "canceled": True, "compact_revision": "150"})
 
     with pytest.raises(Compacted) as caught:
@@ -302,7 +304,7 @@ async def far_watch(world: World, start: int) -> tuple[Request, Request, AsyncIt
     """The feed's stream, and the watch's own, which has told of revision `start`."""
 
     async def tell() -> Request:
-        own = await world.script.stream(start)
+        own = await world.script.stream(start, is_of_all=False)
         world.script.tell(own, event(start))
         return own
 
@@ -325,7 +327,7 @@ async def test_progress_of_a_watch_from_far_back_is_told_by_a_stream_of_all_keys
     _, own, batches = await far_watch(world, 20)
     await progress_of(batches)
     await left_by_client(own)
-    again, _ = await resumed(world, 21)
+    again = await resumed(world, 21)
     world.script.tell(again, *(event(revision, b"other") for revision in range(21, 60)))
     world.script.tell(again, event(60), *(event(revision, b"other") for revision in range(61, 101)))
     assert await following(batches) == (100, [60])
@@ -351,7 +353,7 @@ async def progress_of(batches: AsyncIterator[WatchBatch]) -> None:
 async def test_a_stream_of_history_that_breaks_goes_on_where_it_was(world: World) -> None:
     _, own, batches = await far_watch(world, 20)
     own.hang_up()
-    again, _ = await resumed(world, 21)
+    again = await resumed(world, 21, is_of_all=False)
     world.script.tell(again, event(21), event(22))
     assert await following(batches) == (22, [21, 22])
 
@@ -363,7 +365,7 @@ async def test_a_stream_of_history_that_is_silent_while_the_feed_goes_on_is_brok
     await world.turns.let_pass(PROBE_INTERVAL_S)
     await world.turns.let_pass(PROBE_INTERVAL_S)
     await left_by_client(own)
-    again, _ = await resumed(world, 21)
+    again = await resumed(world, 21, is_of_all=False)
     world.script.tell(again, event(101))
     assert await following(batches) == (101, [101])
 
@@ -403,7 +405,7 @@ async def test_a_watch_has_one_reader(world: World) -> None:
 async def test_to_close_the_store_ends_all_watches_and_whatever_runs(world: World) -> None:
     _, far = await opened_watch(world, 20)
     reading = asyncio.gather(following(far), return_exceptions=True)
-    await world.script.stream(20)
+    await world.script.stream(20, is_of_all=False)
     await world.store.close()
     assert [type(error) for error in await reading] == [Unavailable]
 
