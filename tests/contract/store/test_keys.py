@@ -440,3 +440,24 @@ async def test_a_hash_is_of_what_there_is(store: Store, prefix: bytes) -> None:
         await store.hash(second + 1_000_000)
     with pytest.raises(InvalidRequest):
         await store.hash(-1)
+
+
+async def test_a_long_range_is_not_torn_by_writes_that_come_meanwhile(store: Store, prefix: bytes) -> None:
+    """The first and the last key always change together."""
+    keys = [prefix + b"%05d" % number for number in range(2_500)]
+    for at in range(0, len(keys), TXN_OPERATIONS_MAX):
+        await store.txn([], [PutOp(key, b"0") for key in keys[at : at + TXN_OPERATIONS_MAX]])
+
+    async def write() -> None:
+        for number in range(10_000):
+            await store.txn([], [PutOp(keys[0], b"%d" % number), PutOp(keys[-1], b"%d" % number)])
+
+    seen: set[bytes] = set()
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        writing = group.create_task(write())
+        while len(seen) < 5:
+            kvs = (await store.range(prefix, prefix_end(prefix))).kvs
+            assert len(kvs) == len(keys)
+            assert kvs[0].value == kvs[-1].value
+            seen.add(kvs[0].value)
+        writing.cancel()
