@@ -70,7 +70,7 @@ from quorate_raft.core.messages import (
     VoteRequest,
     VoteResponse,
 )
-from quorate_raft.core.progress import FollowerStatus
+from quorate_raft.core.progress import FollowerStatus, ProgressState
 from quorate_raft.core.ready import RaftConfig, Ready, Role, Standing
 from quorate_raft.core.state import MemberState, RandomBelow
 
@@ -240,6 +240,22 @@ class RaftNode:
     def most_caught_up(self, among: Sequence[MemberName]) -> MemberName:
         """Leader: the other voter of `among` that lacks least; empty when there is none."""
         return replication.most_caught_up(self._state, among)
+
+    @property
+    def withholds_commit(self) -> bool:
+        """Leader: whether a follower was not told yet of what is committed, and nothing is on its way that says so."""
+        state = self._state
+        return any(
+            follower.commit_sent < state.log.commit_index
+            and follower.state is ProgressState.REPLICATE
+            and not follower.is_window_full
+            for follower in state.progress.values()
+        )
+
+    def tell_commit(self) -> None:
+        """Leader: have those told. Otherwise a message too many and no harm."""
+        if self._state.role is Role.LEADER:
+            self._state.tell_commit()
 
     def has_ready(self) -> bool:
         state = self._state

@@ -29,6 +29,9 @@ class RaftConfig:
     inflight_messages_max: int = 64
     inflight_bytes_max: int = 8 * 1024 * 1024
     committed_entries_max: int = 256
+    withholds_commit: bool = False
+    """Leader: a higher commit index is not sent at once when it is all that there is to send. It goes with the next
+    entries or heartbeat, and when `tell_commit` is called. A follower that has asked for it does not wait."""
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_ticks < self.election_ticks:

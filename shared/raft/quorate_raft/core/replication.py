@@ -35,9 +35,10 @@ def send_due(member: MemberState) -> None:
         member.send_heartbeats()
         _echo_own(member)
     if member.replication_is_due:
-        member.replication_is_due = False
+        tells_commit = member.commit_is_awaited or not member.config.withholds_commit
+        member.replication_is_due = member.commit_is_awaited = False
         for name, progress in member.progress.items():
-            _send_appends(member, name, progress)
+            _send_appends(member, name, progress, tells_commit)
 
 
 def on_append_request(member: MemberState, request: AppendRequest) -> None:
@@ -150,8 +151,10 @@ def commit_if_agreed(member: MemberState) -> None:
         matches.append(log.stable_index)
     index = agreed(matches)
     if index > log.commit_index and log.term_at(index) == member.term:
+        is_change = 0 < log.configurations.unsettled_index <= index
         log.commit_to(index)
-        member.replication_is_due = True
+        if is_change or not member.config.withholds_commit:
+            member.tell_commit()
         if not member.is_voter and log.configurations.unsettled_index == 0:
             _leave(member)
 
@@ -196,7 +199,7 @@ def _rejection(member: MemberState, request: AppendRequest) -> AppendResponse:
     )  # fmt: skip
 
 
-def _send_appends(member: MemberState, name: MemberName, progress: Progress) -> None:
+def _send_appends(member: MemberState, name: MemberName, progress: Progress, tells_commit: bool) -> None:
     log, append_bytes_max = member.log, member.config.append_bytes_max
     if progress.state is not ProgressState.REPLICATE and not progress.may_send:
         return
@@ -210,7 +213,7 @@ def _send_appends(member: MemberState, name: MemberName, progress: Progress) -> 
             entries = log.slice(progress.next_index, append_bytes_max)
             _send_append(member, name, progress, entries)
             progress.on_sent(entries[-1].index, log.size_bytes(entries[0].index, entries[-1].index))
-        if progress.commit_sent < log.commit_index and not progress.is_window_full:
+        if tells_commit and progress.commit_sent < log.commit_index and not progress.is_window_full:
             _send_append(member, name, progress, ())
 
 

@@ -77,6 +77,8 @@ class MemberState:
         self.heartbeat_elapsed_ticks = 0
         self.replication_is_due = False
         """Something may be sent to followers that was not yet."""
+        self.commit_is_awaited = False
+        """The commit index is to be sent also where nothing else is."""
         self.messages: list[Message] = []
         self.messages_after_persist: list[Message] = []
         self.read_results: list[ReadResult] = []
@@ -184,6 +186,12 @@ class MemberState:
             self.read_results.append(ReadResult(context, index))
         else:
             self.messages.append(ReadIndexResponse(self.name, asker, self.term, context, index))
+            if index:  # the asker cannot answer before it has applied so much
+                self.tell_commit()
+
+    def tell_commit(self) -> None:
+        """Leader: have the commit index sent to all who were not told of it."""
+        self.commit_is_awaited = self.replication_is_due = True
 
     def _follow_up_progress(self) -> None:
         """Leader: one progress for each other member, old ones kept. Who is new is probed from the end of the log."""
@@ -205,6 +213,6 @@ class MemberState:
         self.voter_progress = ()
         self.snapshots_wanted.clear()
         self.transferee = NO_MEMBER
-        self.replication_is_due = False
+        self.replication_is_due = self.commit_is_awaited = False
         for asker, context in self.reads.drop_all():
             self.answer_read(asker, context, 0)

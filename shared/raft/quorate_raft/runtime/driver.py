@@ -12,6 +12,7 @@ the error ends a task of the `TaskOwner`, so that the process stops.
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,8 @@ from quorate_raft.runtime.snapshotting import SnapshotKeeper, SnapshotPolicy
 from quorate_raft.runtime.wal import SEGMENT_BYTES_MAX, Wal, open_wal
 from quorate_raft.runtime.wal_recovery import Recovered, WalIdentity
 
+COMMIT_WITHHELD_S = 0.001
+"""Followers are told what is committed with the next entries, or after this time when none come."""
 TICKS_AT_ONCE_MAX = 2
 """After a stall of the event loop, so many missed ticks count: what a live leader sent meanwhile is still unread."""
 
@@ -135,7 +138,9 @@ class RaftDriver:
         self._clock = clock
         self._machine = machine
         self._tasks = tasks
-        self._raft_config = RaftConfig(config.name, config.election_ticks, config.heartbeat_ticks)
+        self._raft_config = RaftConfig(
+            config.name, config.election_ticks, config.heartbeat_ticks, withholds_commit=True
+        )
         if not config.membership.is_empty and not config.membership.is_voter(config.name):
             raise SettingsError(f"{config.name!r} is not among the members {', '.join(config.membership.voters)}")
         first_id = partial(config.random_below, _ID_BELOW)
@@ -148,6 +153,10 @@ class RaftDriver:
         self._applied_term = 0
         self._to_persist: asyncio.Queue[Ready] = asyncio.Queue(maxsize=1)
         self._is_pump_scheduled = False
+        self._commit_timer: asyncio.TimerHandle | None = None
+        """Runs while followers are not told yet what is committed."""
+        self._awaited: deque[int] = deque()
+        """The last entry of each call that followers have forwarded: they wait for its commit, and are told at once."""
         self._halted = asyncio.Event()
         self._failure: BaseException | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -419,6 +428,7 @@ class RaftDriver:
         self._require_room(node, len(forwarded.proposals), sum(len(data) for _, data in forwarded.proposals))
         for request_id, data in forwarded.proposals:
             node.propose(data, request_id)
+        self._awaited.append(node.log.last_index)
         self._wake()
         return b""
 
@@ -446,6 +456,30 @@ class RaftDriver:
             if ready.committed and node.has_ready():
                 self._wake()  # the loop's other work comes between two slices of entries
                 return
+        self._tell_commit_in_time(started)
+
+    def _tell_commit_in_time(self, started: "_Started") -> None:
+        """Followers that wait for a commit are told now; for the others it mostly comes with the next entries, which
+        halves the messages of a cluster that is written to."""
+        node, is_awaited = started.node, False
+        commit_index = node.log.commit_index
+        while self._awaited and self._awaited[0] <= commit_index:
+            self._awaited.popleft()
+            is_awaited = True
+        if not node.withholds_commit:
+            return
+        if is_awaited:
+            self._tell_commit()
+        elif self._commit_timer is None:
+            self._commit_timer = started.loop.call_later(COMMIT_WITHHELD_S, self._tell_commit)
+
+    def _tell_commit(self) -> None:
+        if self._commit_timer is not None:
+            self._commit_timer.cancel()
+            self._commit_timer = None
+        if self._started is not None and not self._halted.is_set():
+            self._started.node.tell_commit()
+            self._wake()
 
     def _carry_out(self, started: "_Started", ready: Ready) -> None:
         node, send = started.node, self._network.send
@@ -493,6 +527,7 @@ class RaftDriver:
         if standing.leader:
             metrics.LEADER_CHANGES.labels(name).inc()
         self._running().administration.on_standing_changed()
+        self._awaited.clear()
         self._forwarder.on_standing_changed(standing)
         self._barriers.on_standing_changed()
         self._announce_leadership(node)
