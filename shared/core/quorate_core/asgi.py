@@ -10,7 +10,7 @@ import hmac
 import itertools
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ Ready = Callable[[], str | None]
 RawHandler = Callable[[bytes], Awaitable[bytes]]
 HeadedHandler = Callable[[bytes, Headers], Awaitable[bytes]]
 """A raw handler that wants the request's headers too; their names are in lower case."""
+TasklessHandler = Callable[[bytes, Headers], Coroutine[Any, Any, bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +174,13 @@ def add_headed_endpoint(
     summary: str,
     schema: dict[str, Any],
     on_error: OnError | None = None,
+    without_task: TasklessHandler | None = None,
 ) -> None:
-    """`add_raw_endpoint` for a handler that wants the request's headers too."""
+    """`add_raw_endpoint` for a handler that wants the request's headers too, and may have a cheaper way; see
+    `DirectEndpoint`."""
     if not isinstance(app, _Api):
         raise InvariantViolation("raw endpoints need an application made by create_app")
-    app.raw_endpoints[path] = DirectEndpoint(path, handler, on_error or problem_response)
+    app.raw_endpoints[path] = DirectEndpoint(path, handler, on_error or problem_response, without_task)
     _describe(app, path, {"summary": summary, **schema}, on_error)
 
 
@@ -220,11 +223,13 @@ def add_raw_exchange(
 @dataclass(frozen=True, slots=True)
 class DirectEndpoint:
     """A raw endpoint, as it is mounted, and for a protocol that needs no ASGI to answer a plain request. `answer` takes
-    the body and the headers, and returns the body of a JSON answer with status 200."""
+    the body and the headers, and returns the body of a JSON answer with status 200; `answer_without_task` does the same
+    where that can be done so (`quorate_core.steps`), and returns None where not."""
 
     path: str
     answer: HeadedHandler
     on_error: OnError
+    answer_without_task: TasklessHandler | None = None
 
     def hide(self, error: Exception, request_id: bytes) -> QuorateError:
         return _hidden(error, self.path, request_id)

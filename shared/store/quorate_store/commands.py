@@ -9,11 +9,13 @@ from quorate_core.errors import InvariantViolation, PayloadTooLarge
 
 from quorate_store.model import REQUEST_BYTES_MAX, DeleteOp, PutOp, TxnOp
 
-COMMAND_VERSION = 2
+COMMAND_VERSION = 3
 """The first byte of a command. A member that meets a higher one stops: to skip it would be to diverge.
 
-Version 2 has arrangements of ranges, and puts that keep a key's value or lease; what version 1 wrote reads the same."""
-COMMAND_VERSIONS_READ = (1, 2)
+Version 2 has arrangements of ranges, and puts that keep a key's value or lease; what version 1 wrote reads the same.
+From version 3 on, what a transaction reads is bounded (`read_budget`); what was written before is applied as it was."""
+COMMAND_VERSIONS_READ = (1, 2, 3)
+READS_BOUNDED_FROM_VERSION = 3
 
 
 class Compact(msgspec.Struct, frozen=True, array_like=True, tag="compact"):

@@ -27,8 +27,9 @@ QUOTA_BYTES_DEFAULT = MAP_BYTES_DEFAULT - 2 * GIB
 """What the state starts with; a leader whose setting differs proposes its own."""
 QUOTA_BYTES_MAX = 8 * GIB
 """The most that a quota may be: etcd's advice too."""
-MAP_BYTES_MAX = QUOTA_BYTES_MAX + 2 * GIB
-"""A map that holds whatever any quota lets in. It costs addresses and no memory."""
+MAP_BYTES_MAX = 2 * QUOTA_BYTES_MAX + 2 * GIB
+"""A map that holds whatever any quota lets in, and a deletion of all of it, which no quota refuses, before it is
+compacted. It costs addresses and no memory."""
 FORMAT = 1
 DATA_FILE_NAME = "data.mdb"
 """LMDB's own name for it."""
@@ -298,6 +299,11 @@ class Database:
             raise InvariantViolation(f"the index names the change {main_of(at)}/{sub_of(at)}, and LMDB has no such row")
         return _row_decoder.decode(stored), len(stored)
 
+    def row_bytes(self, txn: lmdb.Transaction, at: Position) -> int:
+        """Of a row's encoding, without reading it."""
+        stored = txn.get(_row_key(at), db=self._revisions)
+        return 0 if stored is None else len(stored)
+
     def delete_row(self, txn: lmdb.Transaction, at: Position) -> None:
         txn.delete(_row_key(at), db=self._revisions)
 
@@ -347,7 +353,8 @@ def position_of(row_key: bytes, *, deleted: bool) -> Position:
 
 
 def _row_key(at: Position) -> bytes:
-    return _ROW_KEY.pack(main_of(at), sub_of(at))
+    """Main and sub one after the other, as `_ROW_KEY` packs them: that is what a position is, but for its last bit."""
+    return (at >> 1).to_bytes(_ROW_KEY.size, "big")
 
 
 def _applied_in_copy(path: Path) -> tuple[int, int]:

@@ -49,6 +49,12 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     kv: KeyValue
     previous: KeyValue | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its keys and values."""
+        before = self.previous
+        return len(self.kv.key) + len(self.kv.value) + (0 if before is None else len(before.key) + len(before.value))
+
 
 class WatchBatch(msgspec.Struct, frozen=True):
     """What a watch yields, in order of revision: all events of one or more whole revisions up to `revision`.

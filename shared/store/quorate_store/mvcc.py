@@ -25,9 +25,12 @@ from quorate_store.key_index import (
     position,
 )
 from quorate_store.model import Event, EventKind, KeyValue, RangeOp, RangeResult
+from quorate_store.read_budget import ReadBudget
 
 ROW_OVERHEAD_BYTES = 64
 """What a row costs besides its encoding: its key, LMDB's node, its place in the index."""
+SLICE_BYTES_MAX = 4 * 1024 * 1024
+"""Keys and values that a long range read takes at once, and at least one key."""
 RANGE_BYTES_MAX = 256 * 1024 * 1024
 """Keys and values in the answer to one long range read."""
 EVENTS_BYTES_MAX = 8 * 1024 * 1024
@@ -82,6 +85,20 @@ class Mvcc:
         while not scan.step(self, txn, keys_max=2**31):
             pass
         return scan.result()
+
+    def spend(self, txn: lmdb.Transaction, op: RangeOp, budget: ReadBudget) -> None:
+        """Take off `budget` what reading `op` looks at. Raises InvalidRequest when that is too much."""
+        index, database = self.index, self._database
+        if op.revision in (0, self.meta.revision):
+            if op.count_only:
+                return
+            limit = op.limit if op.arrangement is None else 0
+            for key in index.live_keys(op.key, op.range_end, limit):
+                budget.spend(len(key) if op.keys_only else database.row_bytes(txn, index.newest(key)))
+            return
+        for key in index.keys(op.key, op.range_end):
+            at = NOWHERE if op.count_only or op.keys_only else index.at_revision(key, op.revision)
+            budget.spend(len(key) if at == NOWHERE else database.row_bytes(txn, at))
 
     def _range_now(self, txn: lmdb.Transaction, op: RangeOp, present: int) -> RangeResult:
         count = self.index.live_count(op.key, op.range_end)
@@ -151,8 +168,8 @@ class Mvcc:
                 return found, main - 1
             reached = main
             if is_in_range(row.key, first, range_end):
-                found_bytes += len(row.key) + len(row.value)
                 found.append(self._event(txn, position(main, sub, deleted=row.version == 0), row, previous))
+                found_bytes += found[-1].size_bytes
         return found, max(reached, self.meta.revision)
 
     def _event(self, txn: lmdb.Transaction, at: Position, row: Row, previous: bool) -> Event:
@@ -248,13 +265,14 @@ class RangeScan:
         self._count = 0
 
     def step(self, mvcc: Mvcc, txn: lmdb.Transaction, keys_max: int) -> bool:
-        """Look at up to `keys_max` keys of what the store is now; True when that was the last of them."""
+        """Look at up to `keys_max` keys of what the store is now, fewer when they are large; True when that was the
+        last of them."""
         op = self._op
         if self._revision < mvcc.meta.compact_revision:
             raise compacted(self._revision, mvcc.meta.compact_revision)
-        visited = 0
+        visited, bytes_before = 0, self._bytes
         for key in mvcc.index.keys(op.key, op.range_end, self._after):
-            if visited == keys_max:
+            if visited == keys_max or self._bytes - bytes_before >= SLICE_BYTES_MAX:
                 return False
             visited += 1
             self._after = key

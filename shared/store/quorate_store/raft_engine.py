@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from quorate_core.clock import Clock
 from quorate_core.errors import (
@@ -60,7 +60,11 @@ T = TypeVar("T")
 WRITE_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
 RANGE_SLICE_KEYS = 500
-"""Keys read in one turn of the event loop: a few milliseconds."""
+"""Keys of one long range that are read in one turn of the event loop: a few milliseconds."""
+RANGE_SLICES_A_TURN = 4
+"""Of all long ranges together."""
+SHORT_RANGE_KEYS = 16
+"""So many are read at once, whatever their size."""
 READ_ATTEMPTS_MAX = 3
 """A long read of the present begins again when compaction has overtaken it."""
 LEASE_ID_ATTEMPTS_MAX = 3
@@ -70,6 +74,9 @@ HASHES_WAITING_MAX = 16
 
 class RaftStore:
     """`port.Store`. Make it before the log starts, so that it hears of the first leadership; `start` after it."""
+
+    AWAITS_FUTURES_ONLY: ClassVar[bool] = True
+    """See `v3.kv`. NB: whoever makes `range`, `put` or `txn` wait in another way has to make this False."""
 
     def __init__(
         self,
@@ -97,6 +104,7 @@ class RaftStore:
         )  # fmt: skip
         self._once = OnceWriter(self, clock, random_bits=random_bits)
         self._name = ""
+        self._range_turns = asyncio.Semaphore(RANGE_SLICES_A_TURN)
         self._hashing = asyncio.Lock()
         self._hashes_waiting = 0
         self._running: list[asyncio.Task[None]] = []
@@ -154,12 +162,14 @@ class RaftStore:
             return True
         if op.revision:
             return False
-        return op.count_only or self._machine.live_count(op.key, op.range_end, op.limit) <= RANGE_SLICE_KEYS
+        return op.count_only or self._machine.live_count(op.key, op.range_end, op.limit) <= SHORT_RANGE_KEYS
 
     async def _scan(self, op: RangeOp) -> RangeResult:
-        scan = self._machine.scan(op)
-        while not scan.step(RANGE_SLICE_KEYS):  # noqa: ASYNC110 - waits for nothing, lets others run
-            await asyncio.sleep(0)
+        scan, is_done = self._machine.scan(op), False
+        while not is_done:
+            async with self._range_turns:
+                is_done = scan.step(RANGE_SLICE_KEYS)
+                await asyncio.sleep(0)
         return scan.result()
 
     async def put(

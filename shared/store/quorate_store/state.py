@@ -12,7 +12,7 @@ works there sees the one state or the other. A replaced state is given back in s
 
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from quorate_core.errors import InvariantViolation, QuorateError, QuotaExceeded,
 from quorate_raft.core.messages import Entry, EntryKind
 
 from quorate_store.commands import (
+    READS_BOUNDED_FROM_VERSION,
     Command,
     Compact,
     LeaseCheckpoint,
@@ -45,6 +46,7 @@ from quorate_store.model import (
     KeyValue,
     LeaseStatus,
     PutOp,
+    PutResult,
     RangeOp,
     RangeResult,
     StateHash,
@@ -53,6 +55,7 @@ from quorate_store.model import (
 )
 from quorate_store.mvcc import RangeScan, RevisionWriter, row_cost_bytes
 from quorate_store.pacing import let_others_run
+from quorate_store.read_budget import ReadBudget
 from quorate_store.refusals import KeyNotFound
 from quorate_store.retirement import RetiredState
 from quorate_store.state_hash import hash_of_revisions, hash_of_state
@@ -289,8 +292,9 @@ class StateMachine:
         self._require_usable()
 
         def evaluate(txn: lmdb.Transaction) -> TxnResult:
-            decided = decide(op, lambda key, end: self._key_values(txn, key, end))
-            self._require_possible(txn, decided)
+            budget = ReadBudget()
+            decided = self._decide(txn, op, budget)
+            self._require_possible(txn, decided, budget)
             return Execution(self.mvcc, txn, self._meta.revision).txn(decided)
 
         return self._read(evaluate)
@@ -334,7 +338,7 @@ class StateMachine:
                 self._retired.popleft()
             return
         try:
-            with self._database.write() as txn:
+            with self._database.failing("write"), self._database.write() as txn:
                 self.mvcc.sweep(txn, rows_max)
                 self._database.save_meta(txn, self._meta)
         except BaseException as error:
@@ -387,10 +391,13 @@ class StateMachine:
     def _apply_command(self, txn: lmdb.Transaction, entry: Entry, command: Command) -> Any:
         """Every QuorateError raised below is raised before anything is changed."""
         match command:
+            case PutOp(ignore_value=False, ignore_lease=False):
+                return self._put(txn, command)
             case PutOp() | DeleteOp():
                 return self._execute(txn, DecidedTxn(True, (command,))).results[0]
             case TxnOp():
-                return self._execute(txn, decide(command, lambda key, end: self._key_values(txn, key, end)))
+                budget = ReadBudget() if entry.data[0] >= READS_BOUNDED_FROM_VERSION else None
+                return self._execute(txn, self._decide(txn, command, budget), budget)
             case Compact(revision):
                 return self.mvcc.compact(txn, revision)
             case SetQuota(quota_bytes):
@@ -421,19 +428,34 @@ class StateMachine:
                         self.leases.checkpoint(txn, left.lease, left.remaining_ms)
         return None
 
-    def _execute(self, txn: lmdb.Transaction, decided: DecidedTxn) -> TxnResult:
-        self._require_possible(txn, decided)
+    def _decide(self, txn: lmdb.Transaction, op: TxnOp, budget: ReadBudget | None) -> DecidedTxn:
+        return decide(op, lambda key, end: self._key_values(txn, key, end, budget))
+
+    def _execute(self, txn: lmdb.Transaction, decided: DecidedTxn, budget: ReadBudget | None = None) -> TxnResult:
+        self._require_possible(txn, decided, budget)
         writer = RevisionWriter(self.mvcc, self._database, txn)
         result = Execution(self.mvcc, txn, self._meta.revision, writer).txn(decided)
         self._close_revision(writer)
         return result
 
-    def _require_possible(self, txn: lmdb.Transaction, decided: DecidedTxn) -> None:
-        """Raises Compacted, FutureRevision, NotFound for a lease, KeyNotFound, QuotaExceeded, PayloadTooLarge."""
+    def _put(self, txn: lmdb.Transaction, op: PutOp) -> PutResult:
+        """The same for a put alone: most entries are one, and the general way is half of their cost."""
+        if op.lease:
+            self.leases.require(op.lease)
+        self._require_quota(_cost_bytes(op, len(op.value)))
+        writer = RevisionWriter(self.mvcc, self._database, txn)
+        before = writer.put(op.key, op.value, op.lease)
+        return PutResult(self._close_revision(writer), before if op.previous else None)
+
+    def _require_possible(self, txn: lmdb.Transaction, decided: DecidedTxn, budget: ReadBudget | None) -> None:
+        """Raises Compacted, FutureRevision, NotFound for a lease, KeyNotFound, QuotaExceeded, and InvalidRequest for
+        what is over the budget."""
         growth_bytes = 0
         for operation in flatten(decided):
             if isinstance(operation, RangeOp):
                 self.mvcc.require_readable(operation.revision)
+                if budget is not None:
+                    self.mvcc.spend(txn, operation, budget)
             elif isinstance(operation, PutOp):
                 value_bytes = len(operation.value)
                 if operation.ignore_value or operation.ignore_lease:
@@ -441,7 +463,7 @@ class StateMachine:
                     value_bytes = kept_bytes if operation.ignore_value else value_bytes
                 if operation.lease:
                     self.leases.require(operation.lease)
-                growth_bytes += row_cost_bytes(len(operation.key) + value_bytes + PUT_OVERHEAD_BYTES)
+                growth_bytes += _cost_bytes(operation, value_bytes)
         if growth_bytes:
             self._require_quota(growth_bytes)
 
@@ -495,9 +517,21 @@ class StateMachine:
             if after:
                 self.leases.attach(after, event.kv.key)
 
-    def _key_values(self, txn: lmdb.Transaction, key: bytes, range_end: bytes) -> list[KeyValue]:
+    def _key_values(
+        self, txn: lmdb.Transaction, key: bytes, range_end: bytes, budget: ReadBudget | None
+    ) -> Iterator[KeyValue]:
+        """One after the other, so that those behind a comparison that fails are not read."""
         index = self.mvcc.index
-        return [self.mvcc.key_value(txn, index.newest(found)) for found in index.live_keys(key, range_end)]
+        for found in index.live_keys(key, range_end):
+            kv = self.mvcc.key_value(txn, index.newest(found))
+            if budget is not None:
+                budget.spend(len(found) + len(kv.value))
+            yield kv
+
+
+def _cost_bytes(op: PutOp, value_bytes: int) -> int:
+    """What a put counts against the quota, at most."""
+    return row_cost_bytes(len(op.key) + value_bytes + PUT_OVERHEAD_BYTES)
 
 
 class SlicedRange:

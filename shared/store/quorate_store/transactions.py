@@ -27,7 +27,6 @@ from quorate_store.refusals import DuplicateKey, KeyNotProvided, LeaseProvided, 
 LookUp = Callable[[bytes, bytes], Iterable[KeyValue]]
 """(key, range_end) to what is there."""
 
-LEASE_MAX = 2**63 - 1
 LEASE_TTL_S_MAX = 9_000_000_000
 """etcd's limit."""
 INTEGER_MAX = 2**63 - 1

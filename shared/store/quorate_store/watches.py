@@ -37,7 +37,9 @@ BUFFER_EVENTS_MAX = 1_024
 BUFFER_BYTES_MAX = 8 * 1024 * 1024
 """Of one watcher: keys and values. Batches are shared between watchers, but one alone may keep them alive."""
 HISTORY_SLICE_ROWS = 512
-"""Changes looked at in one turn of the event loop for a watcher that is behind: about a millisecond."""
+"""Changes looked at at once for a watcher that is behind: about a millisecond."""
+HISTORY_SLICES_A_TURN = 4
+"""Of all such watchers together, in one turn of the event loop."""
 
 _FIRST_KEY = b"\0"
 
@@ -65,7 +67,7 @@ class WatchGroup:
         if not self.previous:
             events = [Event(event.kind, event.kv) for event in events]
         batch = WatchBatch(revision, tuple(events))
-        size_bytes = sum(len(event.kv.key) + len(event.kv.value) for event in events)
+        size_bytes = sum(event.size_bytes for event in events)
         for watcher in tuple(self.watchers):  # one that falls behind leaves
             watcher.offer(batch, size_bytes)
 
@@ -180,6 +182,7 @@ class WatchFeed:
         self.revision = history.revision
         """Up to here, all current watchers have been handed everything."""
         self.closed = False
+        self.history_turns = asyncio.Semaphore(HISTORY_SLICES_A_TURN)
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -314,8 +317,6 @@ class Watcher:
         self._buffer_events = 0
         self._buffer_bytes = 0
         self._is_progress_wanted = False
-        self._has_read_history = False
-        """Since others had their turn."""
         self._wakeup: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -375,10 +376,7 @@ class Watcher:
             opening, self._opening = self._opening, None
             return opening
         while not self._closed:
-            if self._has_read_history:
-                self._has_read_history = False
-                await asyncio.sleep(0)  # other work goes on between two slices of history, however fast the reader is
-            batch = self._take()
+            batch = await self._read_history_in_turn() if self._is_behind else self._take()
             if batch is not None:
                 return batch
             if self._feed.closed:
@@ -400,8 +398,19 @@ class Watcher:
         finally:
             self._wakeup = None
 
+    @property
+    def _is_behind(self) -> bool:
+        """Whether history comes next."""
+        return self._group is None and not self._buffer
+
+    async def _read_history_in_turn(self) -> WatchBatch | None:
+        """Other work goes on between two slices of history, however fast the reader is and however many there are."""
+        async with self._feed.history_turns:
+            await asyncio.sleep(0)  # before reading: whoever is cancelled here has missed nothing
+            return self._take()
+
     def _take(self) -> WatchBatch | None:
-        if not self._buffer and self._group is None:
+        if self._is_behind:
             batch = self._read_history()
             if batch is not None:
                 return batch
@@ -416,7 +425,6 @@ class Watcher:
         present = self._history.revision
         events: list[Event] = []
         if self._next_revision <= present:
-            self._has_read_history = True
             events, reached = self._history.events(
                 self._next_revision, self._key, self._range_end, previous=self._previous, rows_max=HISTORY_SLICE_ROWS
             )

@@ -35,7 +35,7 @@ _pack = msgspec.msgpack.Encoder().encode
 )
 def test_what_is_written_is_read(command: Command) -> None:
     data = encode_command(command)
-    assert data[0] == COMMAND_VERSION == 2
+    assert data[0] == COMMAND_VERSION == 3
     assert decode_command(data) == command
 
 
@@ -64,7 +64,7 @@ def test_what_the_first_version_wrote_is_read(fields: list[object], command: Com
     assert decode_command(b"\x01" + _pack(fields)) == command
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00" + _pack(["compact", 5]), b"\x03" + _pack(["compact", 5]), b"\x02\xc1"])
+@pytest.mark.parametrize("data", [b"", b"\x00" + _pack(["compact", 5]), b"\x04" + _pack(["compact", 5]), b"\x03\xc1"])
 def test_what_this_release_cannot_know_stops_it(data: bytes) -> None:
     with pytest.raises(InvariantViolation):
         decode_command(data)

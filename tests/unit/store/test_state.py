@@ -12,6 +12,7 @@ import pytest
 from quorate_core.errors import (
     Compacted,
     Conflict,
+    InvalidRequest,
     InvariantViolation,
     NotFound,
     PayloadTooLarge,
@@ -35,8 +36,22 @@ from quorate_store.commands import (
 )
 from quorate_store.database import StateUnusable
 from quorate_store.machine_boot import MARKER_NAME
-from quorate_store.model import RANGE_ALL, REQUEST_BYTES_MAX, DeleteOp, PutOp, PutResult, RangeOp, TxnOp
+from quorate_store.model import (
+    RANGE_ALL,
+    REQUEST_BYTES_MAX,
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteOp,
+    PutOp,
+    PutResult,
+    RangeOp,
+    RangeResult,
+    TxnOp,
+    TxnResult,
+)
 from quorate_store.mvcc import row_cost_bytes
+from quorate_store.read_budget import TXN_BYTES_READ_MAX
 from quorate_store.state import Applied, MapFull, StateMachine
 from structlog.testing import capture_logs
 from support.store_model import apply_one, entries_of, observable
@@ -392,3 +407,47 @@ def test_refusals_that_are_kept_take_no_reader_s_place(machine: StateMachine) ->
         kept.append(caught.value)
     assert machine.range(RangeOp(b"k")).count == 1
     assert len(kept) == 400
+
+
+MANY = TXN_BYTES_READ_MAX // (2 * MIB) + 1
+"""Keys of a mebibyte each: what reads all of them twice is over the limit."""
+
+
+def _fill(machine: StateMachine) -> None:
+    for number in range(MANY):
+        apply_one(machine, PutOp(b"%d" % number, bytes(MIB)))
+
+
+def _reading_much() -> TxnOp:
+    everything = RangeOp(b"\0", RANGE_ALL)
+    return TxnOp((), (everything, everything, PutOp(b"new", b"")))
+
+
+def test_a_transaction_that_reads_too_much_is_refused_before_it_changes_anything(machine: StateMachine) -> None:
+    _fill(machine)
+    revision = machine.revision
+    refusal = apply_one(machine, _reading_much())
+    assert isinstance(refusal, InvalidRequest)
+    assert machine.revision == revision
+    with pytest.raises(InvalidRequest):
+        machine.read_txn(TxnOp((), (RangeOp(b"\0", RANGE_ALL),) * 2))
+    one = machine.read_txn(TxnOp((), (RangeOp(b"\0", RANGE_ALL), RangeOp(b"\0", RANGE_ALL, keys_only=True))))
+    assert [len(result.kvs) for result in one.results if isinstance(result, RangeResult)] == [MANY] * 2
+
+
+def test_an_old_transaction_in_the_log_is_applied_as_it_was_whatever_it_reads(machine: StateMachine) -> None:
+    _fill(machine)
+    written_before = bytes([2]) + encode_command(_reading_much())[1:]
+    [result] = machine.apply([Entry(machine.applied_index + 1, 1, EntryKind.NORMAL, written_before)])
+    assert isinstance(result, TxnResult)
+    assert machine.range(RangeOp(b"new")).count == 1
+
+
+def test_comparisons_are_counted_too(machine: StateMachine) -> None:
+    _fill(machine)
+    compare = Compare(b"\0", CompareTarget.VERSION, CompareResult.GREATER, 0, RANGE_ALL)
+    refusal = apply_one(machine, TxnOp((compare, compare), (PutOp(b"new", b""),)))
+    assert isinstance(refusal, InvalidRequest)
+    unlike = Compare(b"\0", CompareTarget.VERSION, CompareResult.GREATER, 1, RANGE_ALL)
+    result = apply_one(machine, TxnOp((unlike,) * 100, (), (PutOp(b"new", b""),)))
+    assert isinstance(result, TxnResult), "what comes after the first comparison that fails is not read"

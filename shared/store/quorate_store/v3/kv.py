@@ -1,12 +1,15 @@
 """`/v3/kv/…`: range, put, deleterange, txn and compaction, as etcd answers them."""
 
+from collections.abc import Coroutine
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
 from fastapi import FastAPI
 from quorate_core.asgi import add_headed_endpoint, add_raw_endpoint
 from quorate_core.errors import Compacted, InvalidRequest, InvariantViolation
 from quorate_core.plain_requests import Headers as HttpHeaders
 
 from quorate_store.arrangement import arranged, whole_of
-from quorate_store.model import PutOp, PutResult, SortOrder, SortTarget
+from quorate_store.model import PutOp, PutResult, SortOrder, SortTarget, TxnOp
 from quorate_store.port import Store
 from quorate_store.refusals import KeyNotFound
 from quorate_store.v3 import kv_messages as messages
@@ -16,29 +19,35 @@ from quorate_store.v3.openapi import BASE64, FLAG, INT64, VERSIONS, choice, oper
 from quorate_store.v3.reserved import Guard
 
 
+@runtime_checkable
+class AwaitsFuturesOnly(Protocol):
+    """An engine says of itself whether `range`, and `put` and `txn` without a request id, await nothing but futures, so
+    that they can be run without a task (`quorate_core.steps`)."""
+
+    AWAITS_FUTURES_ONLY: ClassVar[bool]
+
+
 class KvEndpoints:
     def __init__(self, store: Store, headers: Headers, guard: Guard) -> None:
         self._store = store
         self._headers = headers
         self._guard = guard
+        self._needs_no_task = isinstance(store, AwaitsFuturesOnly) and store.AWAITS_FUTURES_ONLY
 
     def mount(self, api: FastAPI) -> None:
         for version in VERSIONS:
-            for name, handler, summary, properties in (
-                ("range", self.range, "Read keys", _RANGE_PROPERTIES),
-                ("compaction", self.compaction, "Forget history", _COMPACTION_PROPERTIES),
+            for name, handler, quick, summary, properties in (
+                ("range", self.range, self.range, "Read keys", _RANGE_PROPERTIES),
+                ("put", self.put, self._quick_put, "Write a key", _PUT_PROPERTIES),
+                ("deleterange", self.delete_range, None, "Delete keys", _DELETE_PROPERTIES),
+                ("txn", self.txn, self._quick_txn, "Compare, then read and write at one revision", _TXN_PROPERTIES),
             ):
-                path = f"/{version}/kv/{name}"
-                add_raw_endpoint(api, path, handler, summary, operation(properties), error_response)
-            for name, writer, summary, properties in (
-                ("put", self.put, "Write a key", _PUT_PROPERTIES),
-                ("deleterange", self.delete_range, "Delete keys", _DELETE_PROPERTIES),
-                ("txn", self.txn, "Compare, then read and write at one revision", _TXN_PROPERTIES),
-            ):
-                path = f"/{version}/kv/{name}"
-                add_headed_endpoint(api, path, writer, summary, operation(properties), error_response)
+                path, without_task = f"/{version}/kv/{name}", quick if self._needs_no_task else None
+                add_headed_endpoint(api, path, handler, summary, operation(properties), error_response, without_task)
+            path, schema = f"/{version}/kv/compaction", operation(_COMPACTION_PROPERTIES)
+            add_raw_endpoint(api, path, self.compaction, "Forget history", schema, error_response)
 
-    async def range(self, body: bytes) -> bytes:
+    async def range(self, body: bytes, _http: HttpHeaders) -> bytes:
         request = messages.decode_range(body)
         op = request.op
         whole = whole_of(op)
@@ -51,17 +60,27 @@ class KvEndpoints:
             count_only=op.count_only,
             serializable=request.serializable,
         )
-        return messages.encode_range(await self._headers.at(found.revision), arranged(op, found))
+        return await messages.encode_range(await self._headers.at(found.revision), arranged(op, found))
 
     async def put(self, body: bytes, http: HttpHeaders) -> bytes:
         op = messages.decode_put(body)
         self._guard.require_open(op, http)
         if op.ignore_value or op.ignore_lease:
             result = await self._put_keeping(op, _request_id(http))
-        else:
-            result = await self._store.put(
-                op.key, op.value, lease=op.lease, previous=op.previous, request_id=_request_id(http)
-            )
+            return messages.encode_put(await self._headers.at(result.revision), result)
+        return await self._put(op, _request_id(http))
+
+    def _quick_put(self, body: bytes, http: HttpHeaders) -> Coroutine[Any, Any, bytes] | None:
+        op = messages.decode_put(body)
+        if op.ignore_value or op.ignore_lease or header_value(http, REQUEST_ID_HEADER):
+            return None
+        self._guard.require_open(op, http)
+        return self._put(op, "")
+
+    async def _put(self, op: PutOp, request_id: str) -> bytes:
+        result = await self._store.put(
+            op.key, op.value, lease=op.lease, previous=op.previous, request_id=request_id
+        )  # fmt: skip
         return messages.encode_put(await self._headers.at(result.revision), result)
 
     async def _put_keeping(self, op: PutOp, request_id: str) -> PutResult:
@@ -87,7 +106,17 @@ class KvEndpoints:
     async def txn(self, body: bytes, http: HttpHeaders) -> bytes:
         op = messages.decode_txn(body)
         self._guard.require_open(op, http)
-        result = await self._store.txn(op.compare, op.success, op.failure, request_id=_request_id(http))
+        return await self._txn(op, _request_id(http))
+
+    def _quick_txn(self, body: bytes, http: HttpHeaders) -> Coroutine[Any, Any, bytes] | None:
+        if header_value(http, REQUEST_ID_HEADER):
+            return None
+        op = messages.decode_txn(body)
+        self._guard.require_open(op, http)
+        return self._txn(op, "")
+
+    async def _txn(self, op: TxnOp, request_id: str) -> bytes:
+        result = await self._store.txn(op.compare, op.success, op.failure, request_id=request_id)
         return messages.encode_txn(await self._headers.at(result.revision), result)
 
     async def compaction(self, body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """The messages of `/v3/kv`: requests become the store's operations, and the store's results become answers. Pure."""
 
+import asyncio
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated
@@ -157,6 +158,9 @@ _delete_decoder = msgspec.json.Decoder(_WireDelete)
 _txn_decoder = msgspec.json.Decoder(_WireTxn)
 _compaction_decoder = msgspec.json.Decoder(_WireCompaction)
 _encode = msgspec.json.Encoder().encode
+
+ENCODED_AT_ONCE_MAX = 500
+"""Key-values: a millisecond of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +322,7 @@ AnyHeader = Header | InnerHeader
 
 class _WireRangeAnswer(msgspec.Struct, frozen=True):
     header: AnyHeader
-    kvs: list[WireKeyValue] | UnsetType = UNSET
+    kvs: list[WireKeyValue] | msgspec.Raw | UnsetType = UNSET
     more: bool | UnsetType = UNSET
     count: str | UnsetType = UNSET
 
@@ -353,8 +357,16 @@ class _WireCompactionAnswer(msgspec.Struct, frozen=True):
     header: Header
 
 
-def encode_range(header: Header, result: RangeResult) -> bytes:
-    return _encode(_range_answer(header, result))
+async def encode_range(header: Header, result: RangeResult) -> bytes:
+    """The key-values of a long range are encoded in slices, between which others have their turn."""
+    if len(result.kvs) <= ENCODED_AT_ONCE_MAX:
+        return _encode(_range_answer(header, result))
+    slices: list[bytes] = []
+    for begin in range(0, len(result.kvs), ENCODED_AT_ONCE_MAX):
+        slices.append(_encode([wire_kv(kv) for kv in result.kvs[begin : begin + ENCODED_AT_ONCE_MAX]])[1:-1])
+        await asyncio.sleep(0)
+    kvs = msgspec.Raw(b"[%b]" % b",".join(slices))
+    return _encode(_WireRangeAnswer(header, kvs, True if result.more else UNSET, integer(result.count)))
 
 
 def encode_put(header: Header, result: PutResult) -> bytes:
