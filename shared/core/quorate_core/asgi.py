@@ -106,6 +106,8 @@ class Protection:
 
     def refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> QuorateError | None:
         """Why a request with these headers is refused, or None."""
+        if sum(name == b"host" for name, _ in headers) > 1:
+            return InvalidRequest("more than one Host field: which of them is meant is anybody's guess")
         found = {
             name: value.decode("latin-1") for name, value in headers if name in (b"host", b"origin", b"authorization")
         }
@@ -290,7 +292,7 @@ class _Api(FastAPI):
             await refuse_websocket(scope, receive, send, response)
         elif await accept_websocket(receive, send):
             await self._run_stream(
-                stream, WebSocketChannel(receive, send), scope["path"], request_id_of(scope["headers"])
+                stream, WebSocketChannel(scope, receive, send), scope["path"], request_id_of(scope["headers"])
             )
 
     async def _run_stream(self, stream: RawStream, channel: Channel, path: str, request_id: bytes) -> None:

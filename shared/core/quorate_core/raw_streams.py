@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quorate_core.errors import QuorateError, Unavailable
-from quorate_core.http_protocol import ABORT_EXTENSION
+from quorate_core.http_protocol import ABORT_EXTENSION, STREAM_EXTENSION
 
 SEND_STALL_S = 30.0
 """Longer than where a client resumes one thing by its revision: a new stream costs it all its watches."""
@@ -231,6 +231,7 @@ class PostChannel:
         self._send = send
         self._headers = headers
         self._is_started = False
+        scope.setdefault("extensions", {})[STREAM_EXTENSION] = {}
 
     async def receive(self) -> tuple[bytes, bool]:
         message = await self._receive()
@@ -261,15 +262,14 @@ class PostChannel:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def abort(self) -> None:
-        extension = self._scope.get("extensions", {}).get(ABORT_EXTENSION)
-        if extension is not None:
-            extension["abort"]()
+        _abort(self._scope)
 
 
 class WebSocketChannel:
     """A stream by WebSocket, which must be accepted before."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._is_aborted = False
@@ -294,8 +294,14 @@ class WebSocketChannel:
             await self._send({"type": "websocket.close", "code": _CLOSE_GOING_AWAY if is_stopping else _CLOSE_NORMALLY})
 
     def abort(self) -> None:
-        """The server ends the connection when its application returns; its own pings find out who is gone."""
         self._is_aborted = True
+        _abort(self._scope)
+
+
+def _abort(scope: Scope) -> None:
+    extension = scope.get("extensions", {}).get(ABORT_EXTENSION)
+    if extension is not None:
+        extension["abort"]()
 
 
 def _payload_of(message: Message) -> bytes:

@@ -12,6 +12,7 @@ from quorate_core.errors import SettingsError
 from quorate_core.http_protocol import BoundedHttpProtocol
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
+from quorate_core.websocket_protocol import AbortableWebSocket
 
 BACKLOG = 2048
 DRAIN_S = 5
@@ -60,7 +61,7 @@ class HttpServer:
     ) -> None:
         config = uvicorn.Config(
             app, loop="none", http=protocol, lifespan="on", log_config=None, access_log=False,
-            ws="websockets-sansio", ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX, ws_per_message_deflate=False,
+            ws=AbortableWebSocket, ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX, ws_per_message_deflate=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=75,
         )  # fmt: skip
         self._server = _Server(config)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from quorate_core.errors import PayloadTooLarge, RequestTimedOut
-from quorate_core.http_protocol import ABORT_EXTENSION
+from quorate_core.http_protocol import ABORT_EXTENSION, STREAM_EXTENSION
 
 KEEPALIVE_INTERVAL_S = 5.0
 SEND_STALL_S = 10.0
@@ -45,6 +45,7 @@ class EventStream(Response):
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("extensions", {})[STREAM_EXTENSION] = {}
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(self._send_events(send))

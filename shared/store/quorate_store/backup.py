@@ -5,6 +5,7 @@
     checksum  4 bytes   CRC-32 of the header
     header              JSON: a `BackupHeader`, which says what comes after it, how long that is, and its SHA-256
     data                a copy of the state's LMDB file, and then the end of the file
+    digest    32 bytes  or, before that, the SHA-256 of everything up to here: clients of etcd's API keep it
 
 Whoever reads one believes nothing of it before it is whole: `BackupReader` takes it in pieces of any size, as they come
 from a disk or a node, within bounds, and says at the end whether all of it is what was written. LMDB would follow a
@@ -26,6 +27,7 @@ from quorate_core.errors import InvalidContent, InvariantViolation
 FORMAT_VERSION = 1
 CHUNK_BYTES = 1024 * 1024
 """Read at once."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 HEADER_BYTES_MAX = 64 * 1024
 """Far more than the names and addresses of a cluster's members take."""
 DATA_BYTES_MAX = 64 * 1024**3
@@ -109,6 +111,8 @@ class BackupReader:
         self._head = bytearray()
         self._sha256 = hashlib.sha256()
         self._data_bytes = 0
+        self._whole_sha256 = hashlib.sha256()
+        self._behind = bytearray()
         self.header: BackupHeader | None = None
         """As soon as it is known."""
 
@@ -135,6 +139,8 @@ class BackupReader:
         found = self._sha256.hexdigest()
         if found != header.sha256:
             raise DamagedBackup(f"its data has the checksum {found}, and was written with {header.sha256}")
+        if self._behind and self._behind != self._whole_sha256.digest():
+            raise DamagedBackup(f"what follows after its {header.size_bytes} bytes of data is not its checksum")
         return header
 
     def _take_head(self, piece: bytes) -> memoryview:
@@ -150,6 +156,7 @@ class BackupReader:
             if zlib.crc32(payload) != _PREFIX.unpack_from(self._head)[2]:
                 raise DamagedBackup("its header does not have its own checksum")
             self.header = _decode_header(payload)
+            self._whole_sha256.update(self._head)
         return view
 
     def _head_bytes(self) -> int:
@@ -165,9 +172,13 @@ class BackupReader:
         return _PREFIX.size + length
 
     def _take_data(self, header: BackupHeader, data: bytes | memoryview) -> None:
-        if self._data_bytes + len(data) > header.size_bytes:
+        view = memoryview(data)
+        data, behind = view[: header.size_bytes - self._data_bytes], view[header.size_bytes - self._data_bytes :]
+        self._behind += behind
+        if len(self._behind) > DIGEST_BYTES:
             raise DamagedBackup(f"more follows after its {header.size_bytes} bytes of data")
         self._data_bytes += len(data)
+        self._whole_sha256.update(data)
         self._sha256.update(data)
         if self._sink is not None:
             self._sink(data)

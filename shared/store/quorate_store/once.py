@@ -27,6 +27,7 @@ from quorate_core.errors import (
     Compacted,
     Conflict,
     DeadlineExceeded,
+    InvalidRequest,
     InvariantViolation,
     NotFound,
     NotProposed,
@@ -261,10 +262,10 @@ class _Request:
         self._doubt = f"the write was applied at revision {revision}, and its answer was not read in time"
         try:
             return await self._from_history(revision)
-        except Compacted as error:
+        except (Compacted, InvalidRequest) as error:  # the latter when the answer is too large to be read again
             raise Conflict(
-                f"request {guard.request_id!r} was applied at revision {revision}, and what it answered is not kept "
-                f"any more: {error.detail}",
+                f"request {guard.request_id!r} was applied at revision {revision}, and what it answered cannot be "
+                f"said again: {error.detail}",
                 applied_revision=revision,
             ) from error
 

@@ -14,6 +14,8 @@ steps: the comparisons say which operations were done, and these what they looke
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from quorate_store.arrangement import arranged, whole_of
 from quorate_store.key_index import is_in_range
 from quorate_store.model import (
@@ -86,7 +88,8 @@ class PastAnswer:
         if isinstance(operation, PutOp):
             return self._before(operation.key, b"")
         if isinstance(operation, DeleteOp):
-            return self._before(operation.key, operation.range_end)
+            before = self._before(operation.key, operation.range_end)
+            return before if operation.previous else replace(before, keys_only=True)
         whole = whole_of(operation)
         if operation.revision:
             return whole

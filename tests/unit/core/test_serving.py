@@ -1,9 +1,11 @@
 """Serving: a port in use is named, and stopping finishes what runs and ends what streams."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.sse import EventStream, encode_event
 from quorate_core.tasks import TaskOwner
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 ANY_PORT = HostPort("127.0.0.1", 0)
 
@@ -247,3 +249,144 @@ async def test_a_client_that_does_not_read_its_stream_is_cut_off() -> None:
             await loop.sock_sendall(client, OPENING + b"\r\n")
             await ended.wait()
             await gone.wait()  # the client has read nothing, and has not gone away either
+
+
+STREAM = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+ECHO = b"POST /raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+ENDLESS_TRAILER = b"POST /raw" + CHUNKED + b"2\r\n{}\r\n0\r\nx: "
+
+
+def mounted(application: ASGIApp) -> FastAPI:
+    api = create_app(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    api.mount("/", application)
+    return api
+
+
+@asynccontextmanager
+async def with_its_endpoints(protocol: type[BoundedHttpProtocol] = BoundedHttpProtocol) -> AsyncIterator[HostPort]:
+    surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None))
+    async with served(with_endpoints(surface), protocol) as address:
+        yield address
+
+
+MUCH = 2**20
+"""More than is read at once, and a trailer that begins in one read is only counted from the next one on."""
+
+
+async def test_the_fields_of_a_trailer_are_bounded_as_those_of_a_head_are() -> None:
+    trailer = b"1\r\n" + b"x: 1\r\n" * HEAD_FIELDS_MAX
+    async with with_its_endpoints() as address:
+        assert (await answer_to(address, ENDLESS_TRAILER + trailer)).startswith(b"HTTP/1.1 431")
+
+
+async def test_a_trailer_without_an_end_ends_the_connection() -> None:
+    async with with_its_endpoints() as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(ENDLESS_TRAILER + b"a" * MUCH)
+        with contextlib.suppress(ConnectionError):  # the server does not wait for what is still on its way
+            assert (await reader.read()).startswith(b"HTTP/1.1 431")
+        writer.close()
+
+
+async def test_what_a_trailer_says_is_no_header_of_the_request() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        seen.append(list(scope["headers"]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    request = (
+        b"POST /" + CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + b"2\r\n{}\r\n0\r\nx: 1\r\n\r\n"
+    )
+    async with served(mounted(application)) as address:
+        assert (await answer_to(address, request)).startswith(b"HTTP/1.1 204")
+    assert b"x" not in dict(seen[0])
+
+
+async def test_empty_lines_between_requests_hold_no_connection() -> None:
+    async with with_its_endpoints(Impatient) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(ECHO)
+        assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
+        writer.write(b"\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
+async def test_many_requests_at_once_are_no_large_head() -> None:
+    count = 4 * HEAD_BYTES_MAX // len(ECHO)
+    last = ECHO.replace(b"Host", b"Connection: close\r\nHost")
+    async with with_its_endpoints() as address:
+        answer = await answer_to(address, ECHO * count, last)
+    assert answer.count(b"HTTP/1.1 200") == count + 1
+
+
+async def test_nonsense_behind_a_request_that_is_answered_does_not_take_its_answer_s_place() -> None:
+    async with with_its_endpoints() as address:
+        answer = await answer_to(address, ECHO + b"nonsense\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_nothing_is_written_into_a_stream_and_its_client_s_end_is_seen() -> None:
+    """Whatever comes behind its request."""
+    surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None))
+    ended = asyncio.Event()
+    api = create_app(surface)
+
+    @api.get("/stream")
+    async def stream() -> EventStream:
+        async def events() -> AsyncIterator[bytes]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            yield b""
+
+        return EventStream(events(), surface.stopping)
+
+    async with asyncio.timeout(20), served(api, Impatient) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(STREAM)
+        head = await reader.readuntil(b": keep-alive\n\n")
+        writer.write(STREAM + b"P")
+        writer.write_eof()
+        await ended.wait()
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"HTTP/1.1" not in await reader.read()
+        writer.close()
+
+
+async def test_a_request_for_two_hosts_is_refused() -> None:
+    async with with_its_endpoints() as address:
+        answer = await answer_to(
+            address, b"POST /raw HTTP/1.1\r\nHost: evil\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+async def test_a_client_that_reads_nothing_of_an_answer_is_cut_off() -> None:
+    lost: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    class Hasty(BoundedHttpProtocol):
+        """Looks after unsent answers soon."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.timeout_keep_alive = 0.05
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(self.transport.get_write_buffer_size())
+            super().connection_lost(exc)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % 2**26)]})
+        await send({"type": "http.response.body", "body": bytes(2**26)})
+
+    async with served(mounted(application), Hasty) as address:
+        with socket.create_connection((address.host, address.port)) as client:
+            client.sendall(OPENING + b"\r\n")
+            await lost

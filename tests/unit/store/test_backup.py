@@ -1,5 +1,6 @@
 """Backups: read within bounds, believed only when whole, and a state with which a new cluster begins."""
 
+import hashlib
 import json
 import random
 import zlib
@@ -138,7 +139,18 @@ def test_no_flipped_bit_goes_unseen(file: Path) -> None:
 
 
 def test_what_follows_after_the_end_is_refused(file: Path) -> None:
-    assert "more follows" in refused(file.read_bytes() + b"\0")
+    data = file.read_bytes()
+    assert "not its checksum" in refused(data + b"\0")
+    assert "not its checksum" in refused(data + hashlib.sha256(data + b"\0").digest())
+    assert "more follows" in refused(data + hashlib.sha256(data).digest() + b"\0")
+
+
+def test_the_checksum_that_clients_of_the_api_keep_may_follow(file: Path) -> None:
+    data = file.read_bytes()
+    whole = data + hashlib.sha256(data).digest()
+    read_in_pieces(whole)
+    for end in range(len(data) + 1, len(whole)):
+        assert "not its checksum" in refused(whole[:end])
 
 
 @given(st.binary(max_size=200))

@@ -19,7 +19,7 @@ from quorate_store.v3.administration import InvalidPeerUrl, V3Administration, V3
 from quorate_store.v3.codec import decode_empty
 from quorate_store.v3.errors import error_response
 from quorate_store.v3.headers import Headers
-from quorate_store.v3.openapi import FLAG, UINT64, operation
+from quorate_store.v3.openapi import FLAG, UINT64, VERSIONS, operation
 
 NOT_A_MEMBER = "this node is no member of the store, and cannot tell or change who is: ask a node that is one"
 
@@ -48,7 +48,9 @@ class ClusterEndpoints:
             ("remove", self.remove, "Remove a member for good", _ID_PROPERTIES),
             ("update", self.update, "Change a member's address: not offered", _ID_PROPERTIES),
         ):
-            add_raw_endpoint(api, f"/v3/cluster/member/{path}", handler, summary, operation(properties), error_response)
+            for version in VERSIONS:
+                whole = f"/{version}/cluster/member/{path}"
+                add_raw_endpoint(api, whole, handler, summary, operation(properties), error_response)
 
     @property
     def _administration(self) -> V3Administration:

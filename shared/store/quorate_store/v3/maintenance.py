@@ -22,7 +22,7 @@ from quorate_store.v3.codec import ETCD_VERSION, decode_empty
 from quorate_store.v3.errors import error_response, stream_error_line
 from quorate_store.v3.headers import Headers
 from quorate_store.v3.json_messages import json_messages
-from quorate_store.v3.openapi import INT64, UINT64, choice, operation
+from quorate_store.v3.openapi import INT64, UINT64, VERSIONS, choice, operation
 
 QUOTA_ROOM_BYTES_MIN = 256
 """What a small put takes."""
@@ -54,13 +54,16 @@ class MaintenanceEndpoints:
             ("maintenance/defragment", self.defragment, "Nothing: there is nothing to defragment", {}),
             ("maintenance/transfer-leadership", self.transfer, "Let another voter lead", _TRANSFER_PROPERTIES),
         ):
-            add_raw_endpoint(api, f"/v3/{path}", handler, summary, operation(properties), error_response)
-        for call in _AUTH_CALLS:
-            add_raw_endpoint(api, f"/v3/auth/{call}", _refuse_auth, "Not offered", operation({}), error_response)
-        add_raw_stream(
-            api, "/v3/maintenance/snapshot", self.snapshot, "The member's state", operation({}), error_response,
-            stream_error_line,
-        )  # fmt: skip
+            for version in VERSIONS:
+                add_raw_endpoint(api, f"/{version}/{path}", handler, summary, operation(properties), error_response)
+        for version in VERSIONS:
+            for call in _AUTH_CALLS:
+                path = f"/{version}/auth/{call}"
+                add_raw_endpoint(api, path, _refuse_auth, "Not offered", operation({}), error_response)
+            add_raw_stream(
+                api, f"/{version}/maintenance/snapshot", self.snapshot, "The member's state", operation({}),
+                error_response, stream_error_line,
+            )  # fmt: skip
 
     @property
     def _administration(self) -> V3Administration:

@@ -29,7 +29,7 @@ from quorate_store.port import Store, Watch
 from quorate_store.v3.errors import error_response, stream_error_line
 from quorate_store.v3.headers import Headers
 from quorate_store.v3.json_messages import json_messages
-from quorate_store.v3.openapi import BASE64, FLAG, INT64, choice, operation
+from quorate_store.v3.openapi import BASE64, FLAG, INT64, VERSIONS, choice, operation
 from quorate_store.v3.watch_messages import (
     STREAM_WATCH_ID,
     CancelWatch,
@@ -58,7 +58,9 @@ class WatchEndpoints:
 
     def mount(self, api: FastAPI) -> None:
         schema = operation(_PROPERTIES)
-        add_raw_exchange(api, "/v3/watch", self.watch, "Watch keys", schema, error_response, stream_error_line)
+        for version in VERSIONS:
+            path = f"/{version}/watch"
+            add_raw_exchange(api, path, self.watch, "Watch keys", schema, error_response, stream_error_line)
 
     async def watch(self, body: AsyncIterator[bytes], send: SendChunk) -> None:
         """One stream, until it is cancelled. Raises InvalidRequest for a message that cannot be read, and what the
@@ -107,6 +109,7 @@ class _Stream:
         self._headers = headers
         self._encoder = encoder
         self._send = send
+        self._sending = asyncio.Lock()
         self._tasks = tasks
         self._progress_interval_s = progress_interval_s
         self._notifying: asyncio.Task[None] | None = None
@@ -199,7 +202,8 @@ class _Stream:
         served.has_sent = True
         for part in self._encoder.encode(wanted, fragment=request.fragment):
             header = await self._headers.at(part.revision)
-            await self._send(encode_events(header, served.watch_id, part))
+            async with self._sending:  # or each watch of a stream whose reader is slow would hold its own line
+                await self._send(encode_events(header, served.watch_id, part))
 
     async def _on_compacted(self, served: _Served, compact_revision: int) -> None:
         if not served.is_answered.is_set():

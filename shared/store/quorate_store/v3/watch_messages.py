@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from quorate_store.model import REQUEST_BYTES_MAX, Event, EventKind, WatchBatch
-from quorate_store.v3.codec import Bytes, Flag, Header, Integer, decode, enum, int64
+from quorate_store.v3.codec import Bytes, Flag, Header, Integer, decode, either, enum, int64
 from quorate_store.v3.kv_messages import WireKeyValue, wire_kv
 
 RESPONSE_BYTES_MAX = REQUEST_BYTES_MAX + 512 * 1024
@@ -109,24 +109,24 @@ _encode = msgspec.json.Encoder().encode
 def decode_watch_request(message: bytes) -> WatchRequest | None:
     """None for a message that asks for nothing. Raises InvalidRequest."""
     wire = decode(_request_decoder, message, _WireRequest)
-    create = wire.create_request or wire.create_request_camel
-    cancel = wire.cancel_request or wire.cancel_request_camel
+    create = either(wire.create_request_camel, wire.create_request)
+    cancel = either(wire.cancel_request_camel, wire.cancel_request)
     if create is not None:
         return _create(create)
     if cancel is not None:
-        return CancelWatch(int64(cancel.watch_id or cancel.watch_id_camel))
-    return None if (wire.progress_request or wire.progress_request_camel) is None else AskProgress()
+        return CancelWatch(int64(either(cancel.watch_id_camel, cancel.watch_id)))
+    return None if either(wire.progress_request_camel, wire.progress_request) is None else AskProgress()
 
 
 def _create(wire: _WireCreate) -> CreateWatch:
     return CreateWatch(
         key=wire.key or FIRST_KEY,
-        range_end=wire.range_end or wire.range_end_camel or b"",
-        start_revision=int64(wire.start_revision or wire.start_revision_camel),
-        previous=bool(wire.prev_kv or wire.prev_kv_camel),
-        progress_notify=bool(wire.progress_notify or wire.progress_notify_camel),
+        range_end=either(wire.range_end_camel, wire.range_end) or b"",
+        start_revision=int64(either(wire.start_revision_camel, wire.start_revision)),
+        previous=bool(either(wire.prev_kv_camel, wire.prev_kv)),
+        progress_notify=bool(either(wire.progress_notify_camel, wire.progress_notify)),
         filters=frozenset(_filter(given) for given in wire.filters or ()),
-        watch_id=int64(wire.watch_id or wire.watch_id_camel),
+        watch_id=int64(either(wire.watch_id_camel, wire.watch_id)),
         fragment=bool(wire.fragment),
     )
 
