@@ -65,7 +65,8 @@ STAGES = (
         "integration",
         (
             _within("tests/integration", "cli", "containers", "services"),
-            _within("tests/integration", "gateway", "node", "registry"),
+            _within("tests/integration", "node"),
+            _within("tests/integration", "gateway", "registry"),
         ),
     ),
     Stage("e2e", (("tests/e2e",),)),

@@ -69,7 +69,7 @@ def play(machine: StateMachine, commands: list[Command], sweeps: list[int]) -> N
             machine.sweep(rows)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(commands=COMMANDS, sweeps=HOUSEKEEPING, other_sweeps=HOUSEKEEPING, at=st.integers(0, 40))
 def test_members_with_the_same_entries_agree_whenever_each_has_swept_or_was_restored(
     commands: list[Command], sweeps: list[int], other_sweeps: list[int], at: int
