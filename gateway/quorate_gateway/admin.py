@@ -4,6 +4,7 @@ Its functions are coroutines although none of them waits: what they read belongs
 under the eyes of another thread.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,23 +12,21 @@ import structlog
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict
 from quorate_core.asgi import Surface, create_app
-from quorate_core.errors import Conflict, InvalidRequest, NotFound
+from quorate_core.errors import Conflict, NotFound
 
 from quorate_gateway.control import Control
+from quorate_gateway.explanation import Explanation, explain_request
+from quorate_gateway.good_documents import Rejected
 from quorate_gateway.matching import CompiledRoute
 from quorate_gateway.policy_views import (
     BreakerView,
     LimitDetailView,
     LimitView,
-    PolicyView,
     breaker_view,
     limit_detail,
     limit_view,
-    policies_met,
 )
-from quorate_gateway.proxy.framing import HEAD_BYTES_MAX, read_request_head
 from quorate_gateway.proxy.plane import DataPlane
-from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.upstream import EndpointPool
 from quorate_gateway.routes import routes_schema
 from quorate_gateway.snapshot import unrouted_reason
@@ -44,7 +43,8 @@ class RejectedView(BaseModel):
 
 
 class SnapshotView(BaseModel):
-    """`revision` is the newest of both; `stale_s` is 0 while connected to the control plane."""
+    """`revision` is the newest of both; `stale_s` is 0 while connected to the control plane, else for how many seconds
+    it has not confirmed what is served, those before a restart included."""
 
     revision: int
     routes_version: int
@@ -57,12 +57,29 @@ class SnapshotView(BaseModel):
     stale_s: float
     rejected: RejectedView | None
     """The newest published routes, when they are invalid and so not served."""
+    api_keys_version: int
+    """Of the API keys in force; 0 when none were ever published."""
+    api_keys: int
+    api_keys_rejected: str | None
+    """Why the newest published ones are not in force."""
+
+
+class DestinationView(BaseModel):
+    """One place that a route leads to; `weight` is its part of the sum of all of the route's."""
+
+    service: str
+    version: str | None
+    weight: int
 
 
 class RouteView(BaseModel):
     name: str
     service: str
+    """Empty for a route that splits between several."""
+    destinations: list[DestinationView]
+    balance: str
     endpoints: int
+    """Of all its destinations, those that take traffic now."""
     route: dict[str, Any]
     """As published, with defaults filled in."""
     rate_limit: LimitView | None
@@ -86,6 +103,28 @@ class ForcedBody(BaseModel):
     forced: Literal["open", "closed"] | None
 
 
+class BalancedView(BaseModel):
+    """How one route chooses among a cluster's endpoints. `key` is what a consistent hash goes by."""
+
+    route: str
+    version: str | None
+    policy: str
+    zone_aware: bool
+    key: str | None
+
+
+class ClusterView(BaseModel):
+    """One service that routes lead to. `endpoints` take traffic now, of `instances` that the registry has; `versions`
+    and `zones` count endpoints."""
+
+    service: str
+    instances: int
+    endpoints: int
+    versions: dict[str, int]
+    zones: dict[str, int]
+    routes: list[BalancedView]
+
+
 class PoolView(BaseModel):
     idle: int
     busy: int
@@ -101,8 +140,19 @@ class EndpointView(BaseModel):
     instance: str
     address: str
     status: str
+    weight: int
+    zone: str
+    version: str
     routed: bool
     reason: str | None
+    active: int
+    """Requests that it has now, from this gateway."""
+    latency_ms: float
+    """The peak of late, decaying; 0 when nothing is known."""
+    failures: int
+    """In a row."""
+    ejected_s: float
+    """For how long it is still passed over, for its failures."""
     pool: PoolView | None
 
 
@@ -117,25 +167,6 @@ class ConnectionsView(BaseModel):
     total: int
     clients: list[ClientView]
     leaving: list[str]
-
-
-class ConsideredView(BaseModel):
-    route: str
-    refused_by: str | None
-
-
-class Explanation(BaseModel):
-    """`considered`: the routes whose path matches, in order; the last one takes the request when `route` is set.
-    `policies` are those that it would then meet, in order; `rule` is what the gateway itself would answer, if it would.
-    """
-
-    route: str | None
-    service: str | None
-    upstream_target: str | None
-    endpoints: list[str]
-    rule: str | None
-    considered: list[ConsideredView]
-    policies: list[PolicyView]
 
 
 def create_admin(surface: Surface, plane: DataPlane, control: Control) -> FastAPI:
@@ -153,7 +184,7 @@ def create_admin(surface: Surface, plane: DataPlane, control: Control) -> FastAP
         client: Annotated[str, Query(description="The client's address, for limits by client", max_length=64)] = "",
     ) -> Explanation:
         """Which route takes a request, and why."""
-        return _explain(plane, method, path, host, header, client)
+        return explain_request(plane, method, path, host, header, client)
 
     return app
 
@@ -162,34 +193,31 @@ def _add_views(app: FastAPI, plane: DataPlane, control: Control) -> None:
     @app.get("/v1/gateway/snapshot")
     async def snapshot() -> SnapshotView:
         """What is served, how fresh it is, and what was rejected."""
-        current, revisions, rejected = plane.snapshot, control.revisions, control.rejected
+        current, revisions = plane.snapshot, control.revisions
         return SnapshotView(
             revision=revisions.newest, routes_version=revisions.routes_version,
             routes_revision=revisions.routes_revision, registry_revision=revisions.registry_revision,
             routes=len(current.routes), services=len(current.endpoints), endpoints=len(current.authorities),
             connected=control.connected, stale_s=round(control.stale_s, 3),
-            rejected=None if rejected is None else RejectedView(
-                version=rejected.version, revision=rejected.revision, reason=rejected.reason
-            ),
+            rejected=_rejected_view(control.rejected), api_keys_version=control.keys.version,
+            api_keys=len(control.context.api_keys), api_keys_rejected=control.keys.rejected,
         )  # fmt: skip
 
     @app.get("/v1/gateway/routes")
     async def routes() -> list[RouteView]:
         """The routes that are served, in the document's order."""
-        endpoints, now_s = plane.snapshot.endpoints, plane.monotonic_s()
-        return [
-            RouteView(
-                name=route.name, service=route.service, endpoints=len(endpoints.get(route.service, ())),
-                route=route.source.model_dump(mode="json", exclude_none=True),
-                rate_limit=limit_view(route.limit), circuit_breaker=breaker_view(route.breaker, now_s),
-            )
-            for route in plane.snapshot.routes
-        ]  # fmt: skip
+        now_s = plane.monotonic_s()
+        return [_route_view(route, plane, now_s) for route in plane.snapshot.routes]
 
     @app.get("/v1/gateway/routes/schema")
     async def schema() -> dict[str, Any]:
         """JSON Schema of the document gateway/routes.yaml."""
         return routes_schema()
+
+    @app.get("/v1/gateway/clusters")
+    async def clusters() -> list[ClusterView]:
+        """The services that routes lead to, and how an endpoint of each is chosen."""
+        return [_cluster_view(service, plane, control) for service in plane.snapshot.endpoints]
 
     @app.get("/v1/gateway/endpoints")
     async def endpoints() -> list[EndpointView]:
@@ -236,15 +264,65 @@ def _route_named(plane: DataPlane, name: str) -> CompiledRoute:
     raise NotFound(f"there is no route {name!r}")
 
 
+def _rejected_view(rejected: Rejected | None) -> RejectedView | None:
+    if rejected is None:
+        return None
+    return RejectedView(version=rejected.version, revision=rejected.revision, reason=rejected.reason)
+
+
+def _route_view(route: CompiledRoute, plane: DataPlane, now_s: float) -> RouteView:
+    return RouteView(
+        name=route.name, service=route.service, balance=route.balance.policy,
+        destinations=[
+            DestinationView(service=one.service, version=one.version, weight=one.weight) for one in route.destinations
+        ],
+        endpoints=len(_endpoints_led_to(route, plane)),
+        route=route.source.model_dump(mode="json", exclude_none=True),
+        rate_limit=limit_view(route.limit), circuit_breaker=breaker_view(route.breaker, now_s),
+    )  # fmt: skip
+
+
+def _endpoints_led_to(route: CompiledRoute, plane: DataPlane) -> set[tuple[str, str]]:
+    """By service and authority: two shares may overlap, one of a version and one of all."""
+    return {
+        (share.service, endpoint.authority)
+        for share in route.destinations
+        for endpoint in plane.snapshot.endpoints.get(share.service, ())
+        if share.weight and share.version in (None, endpoint.version)
+    }
+
+
+def _cluster_view(service: str, plane: DataPlane, control: Control) -> ClusterView:
+    endpoints = plane.snapshot.endpoints[service]
+    return ClusterView(
+        service=service, instances=len(control.discovery.instances(service)), endpoints=len(endpoints),
+        versions=Counter(endpoint.version for endpoint in endpoints),
+        zones=Counter(endpoint.zone for endpoint in endpoints),
+        routes=[
+            BalancedView(
+                route=route.name, version=share.version, policy=route.balance.policy,
+                zone_aware=route.balance.zone_aware,
+                key=route.balance.key if route.balance.policy == "consistent_hash" else None,
+            )
+            for route in plane.snapshot.routes if service in route.services
+            for share in route.destinations if share.service == service
+        ],
+    )  # fmt: skip
+
+
 def _endpoints_of(service: str, plane: DataPlane, control: Control) -> list[EndpointView]:
     found = []
     for instance in control.discovery.instances(service):
         reason = unrouted_reason(instance)
         pool = plane.pools.get(instance.authority)
+        report = plane.balancing.report(instance.id, instance.authority)
         found.append(
             EndpointView(
                 service=service, instance=instance.id, address=instance.authority, status=instance.status.value,
-                routed=reason is None, reason=reason, pool=None if pool is None else _pool_view(pool),
+                weight=instance.weight, zone=instance.zone, version=instance.version,
+                routed=reason is None, reason=reason, active=report.active,
+                latency_ms=round(report.latency_s * 1_000, 3), failures=report.failures,
+                ejected_s=round(report.ejected_s, 3), pool=None if pool is None else _pool_view(pool),
             )
         )  # fmt: skip
     return found
@@ -254,41 +332,4 @@ def _pool_view(pool: EndpointPool) -> PoolView:
     return PoolView(
         idle=pool.idle, busy=pool.busy, connecting=pool.connecting, waiting=pool.waiting,
         connect_failures=pool.connect_failures,
-    )  # fmt: skip
-
-
-def _explain(plane: DataPlane, method: str, path: str, host: str, headers: Sequence[str], client: str) -> Explanation:
-    """Asks the data plane's own parser and table, so that it cannot say anything else than what would happen."""
-    lines = [f"{method} {path} HTTP/1.1", f"host: {host}", *headers]
-    if any("\r" in line or "\n" in line for line in lines):
-        raise InvalidRequest("a line break cannot be part of a method, path, host or header")
-    data = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
-    try:
-        head = read_request_head(data)
-    except Refusal as refusal:
-        return _unrouted(refusal.rule)
-    if head is None:
-        raise InvalidRequest(f"this is no request with a head of at most {HEAD_BYTES_MAX} bytes")
-    arguments = (head.method, head.path, head.fields.host, head.fields.block)
-    steps = plane.snapshot.table.explain(*arguments)
-    considered = [ConsideredView(route=step.route.name, refused_by=step.refused_by) for step in steps]
-    taken: CompiledRoute | None = next((step.route for step in steps if step.refused_by is None), None)
-    if taken is None:
-        misses_method = any(step.refused_by == "method" for step in steps)
-        return _unrouted("method-not-routed" if misses_method else "no-route", considered)
-    endpoints = plane.snapshot.endpoints.get(taken.service, ())
-    target = head.target if taken.rewrite is None else taken.rewrite(head.target)
-    policies = policies_met(taken, head.fields, client, plane.monotonic_s())
-    rule = next((met.rule for met in policies if not met.lets_through), None if endpoints else "no-endpoint")
-    return Explanation(
-        route=taken.name, service=taken.service, upstream_target=target.decode("latin-1"),
-        endpoints=[f"{endpoint.instance_id} ({endpoint.authority})" for endpoint in endpoints],
-        rule=rule, considered=considered, policies=list(policies),
-    )  # fmt: skip
-
-
-def _unrouted(rule: str, considered: Sequence[ConsideredView] = ()) -> Explanation:
-    return Explanation(
-        route=None, service=None, upstream_target=None, endpoints=[], rule=rule, considered=list(considered),
-        policies=[],
     )  # fmt: skip

@@ -19,7 +19,8 @@ from quorate_sdk import ControlPlane
 from quorate_gateway.admin import create_admin
 from quorate_gateway.control import Control
 from quorate_gateway.metrics import GatewayCollector
-from quorate_gateway.proxy.plane import CLIENT_CONNECTIONS_MAX, DataPlane
+from quorate_gateway.proxy.limits import CLIENT_CONNECTIONS_MAX, ConnectionLimits
+from quorate_gateway.proxy.plane import DataPlane
 from quorate_gateway.proxy.refusals import encode_welcome
 from quorate_gateway.settings import GatewaySettings
 
@@ -52,8 +53,8 @@ async def _start(settings: GatewaySettings, stop: Stop, ends: AsyncExitStack) ->
     admin_address = settings.admin_advertise or bound_address(admin_listener)
 
     tasks = await ends.enter_async_context(TaskOwner(settings.name, stop.fail))
-    plane = DataPlane(tasks, encode_welcome(settings.name, f"http://{admin_address}"))
-    plane.client_connections_max = _connections_max()
+    limits = ConnectionLimits(client_connections_max=_connections_max())
+    plane = DataPlane(tasks, encode_welcome(settings.name, f"http://{admin_address}"), limits=limits)
     control_plane = ControlPlane(settings.endpoints, token)
     ends.push_async_callback(control_plane.aclose)
     control = Control(control_plane, settings.namespace, settings.data_dir, plane.swap, stop.fail)

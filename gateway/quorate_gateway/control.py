@@ -1,47 +1,46 @@
-"""From the control plane to the data plane: watches routes and instances, builds snapshots, swaps them in.
+"""From the control plane to the data plane: watches routes, API keys and instances, builds snapshots, swaps them in.
 
 What is served is always the last good: an invalid document is told of and not applied, and a control plane that is
-away changes nothing. Three files in the data directory serve a restart without a control plane: the registry's copy and
-the documents' copy, which the SDK keeps, and the last routes that were good, which may be older than the newest ones.
+away changes nothing. A watch that breaks is opened again where it was, by revision (`quorate_sdk.following`).
+
+Files in the data directory serve a restart without a control plane: the registry's copy and the documents' copy, which
+the SDK keeps; the last routes and API keys that were good, which may be older than the newest ones
+(`quorate_gateway.good_documents`); and when the control plane last confirmed all of it, which is later than the last
+change by as long as nothing has changed. So the age that is told is of the confirmation, before a restart and after it.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
-from quorate_core.errors import InvalidContent
+from quorate_core.clock import Clock, SystemClock
 from quorate_core.tasks import TaskOwner
 from quorate_sdk import ConfigWatcher, ControlPlane, Discovery
 from quorate_sdk.cache import CacheFile
 
+from quorate_gateway.documents.access import ApiKeysDocument
+from quorate_gateway.good_documents import GoodDocument, Rejected
+from quorate_gateway.matching import CompileContext
+from quorate_gateway.published_keys import API_KEYS_NAME, PublishedKeys
 from quorate_gateway.routes import ROUTES_KEY, parse_routes
 from quorate_gateway.snapshot import EMPTY, Revisions, Snapshot, build_snapshot, update_snapshot
 
 ROUTES_NAME = f"gateway/{ROUTES_KEY}"
-NO_ROUTES = "routes: []\n"
 READY_POLL_S = 3_600.0
+CONFIRMED_INTERVAL_S = 5.0
+"""How often is noted on disk that the control plane still confirms what is served: the most by which a process that is
+killed tells too high an age afterwards."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedRoutes:
-    """A published version that is not applied, and why."""
+class Confirmation(msgspec.Struct, frozen=True):
+    """The file that says when the control plane last confirmed what is served, in seconds since the Unix epoch."""
 
-    version: int
-    revision: int
-    reason: str
-
-
-class GoodRoutes(msgspec.Struct, frozen=True):
-    """The file with the last routes that were good. Version and revision are 0 when none are published."""
-
-    version: int
-    revision: int
-    content: str
+    at_s: float
 
 
 class Control:
@@ -54,16 +53,27 @@ class Control:
         data_dir: Path,
         swap: Callable[[Snapshot], None],
         on_failure: Callable[[BaseException], None] | None = None,
+        *,
+        context: CompileContext | None = None,
+        clock: Clock | None = None,
+        swap_keys: Callable[[ApiKeysDocument], None] | None = None,
     ) -> None:
+        """`swap_keys` is given the API keys whenever others are published; by default the context is."""
         self.snapshot = EMPTY
-        self.rejected: RejectedRoutes | None = None
+        self.context = context or CompileContext()
+        """What every snapshot is compiled with."""
+        self.keys = PublishedKeys(data_dir, swap_keys or self.context.api_keys.replace)
         self._swap = swap
-        self._config = ConfigWatcher(control_plane, namespace, [ROUTES_NAME], data_dir / "documents.json")
+        self._config = ConfigWatcher(
+            control_plane, namespace, [ROUTES_NAME, API_KEYS_NAME], data_dir / "documents.json"
+        )
         self._discovery = Discovery(control_plane, namespace, None, data_dir / "registry.json")
-        self._good_file = CacheFile(data_dir / "good-routes.json", lambda: msgspec.json.encode(self._good))
-        self._good = GoodRoutes(0, 0, NO_ROUTES)
-        self._document = EMPTY.document
-        self._routes_changed = asyncio.Event()
+        self._routes = GoodDocument(ROUTES_NAME, parse_routes, EMPTY.document, data_dir / "good-routes.json")
+        self._clock = clock or SystemClock()
+        self._confirmed_file = CacheFile(data_dir / "confirmed.json", self._encode_confirmation)
+        self._confirmed_at_s = -math.inf
+        """By the monotonic clock; long before the start of the process when it was before a restart."""
+        self._documents_changed = asyncio.Event()
         self._tasks = TaskOwner("control", on_failure)
         self._is_known = False
 
@@ -78,13 +88,23 @@ class Control:
 
     @property
     def stale_s(self) -> float:
-        """0 while connected; else for how many seconds the control plane has not confirmed the snapshot."""
-        return max(self._config.stale_s, self._discovery.stale_s)
+        """0 while connected; else for how many seconds the control plane has not confirmed the snapshot, those before
+        a restart included."""
+        if self.connected:
+            return 0.0
+        followed_s = max(self._config.stale_s, self._discovery.stale_s)
+        return min(followed_s, self._clock.monotonic_s() - self._confirmed_at_s)
 
     @property
     def revisions(self) -> Revisions:
         """What the snapshot holds: bookmarks move the registry's without a new snapshot."""
-        return Revisions(self._good.version, self._good.revision, self._discovery.revision)
+        good = self._routes.good
+        return Revisions(good.version, good.revision, self._discovery.revision)
+
+    @property
+    def rejected(self) -> Rejected | None:
+        """The newest published routes, when they are not served."""
+        return self._routes.rejected
 
     def unready_reason(self) -> str | None:
         """Why requests cannot be routed yet, or None."""
@@ -92,42 +112,79 @@ class Control:
 
     async def start(self) -> None:
         """Begin to watch; does not wait for the control plane."""
-        self._read_good()
+        self._routes.read()
+        self.keys.read_good()
+        self._read_confirmation()
+        self.context.tokens.start(self._tasks)
         self._config.subscribe(self._on_documents)
         self._discovery.subscribe(self._on_services)
         await self._config.start()
         await self._discovery.start()
-        self._tasks.start(self._good_file.keep_written(), "good-routes")
+        self._tasks.start(self._routes.file.keep_written(), "good-routes")
+        self._tasks.start(self.keys.keep_written(), "good-api-keys")
+        self._tasks.start(self._confirmed_file.keep_written(), "confirmation")
+        self._tasks.start(self._note_confirmations(), "confirmations")
         self._tasks.start(self._until_documents_known(), "documents")
         self._tasks.start(self._follow_routes(), "routes")
 
     async def stop(self) -> None:
+        self._note_confirmation()
         await self._discovery.stop()
         await self._config.stop()
         await self._tasks.close()
-        await self._good_file.flush()
+        await self._routes.file.flush()
+        await self.keys.flush()
+        await self._confirmed_file.flush()
+
+    async def _note_confirmations(self) -> None:
+        while True:
+            await asyncio.sleep(CONFIRMED_INTERVAL_S)
+            self._note_confirmation()
+
+    def _note_confirmation(self) -> None:
+        if self.connected and self._is_known:
+            self._confirmed_at_s = self._clock.monotonic_s()
+            self._confirmed_file.mark_changed()
+
+    def _encode_confirmation(self) -> bytes:
+        age_s = self._clock.monotonic_s() - self._confirmed_at_s
+        return msgspec.json.encode(Confirmation(self._clock.wall_s() - age_s))
+
+    def _read_confirmation(self) -> None:
+        found = self._confirmed_file.read()
+        if found is None:
+            return
+        try:
+            at_s = msgspec.json.decode(found[0], type=Confirmation).at_s
+        except msgspec.DecodeError as error:
+            log.warning("confirmation_ignored", reason=str(error))
+            return
+        # A wall clock that was set back meanwhile makes nothing younger than this moment.
+        self._confirmed_at_s = self._clock.monotonic_s() - max(0.0, self._clock.wall_s() - at_s)
 
     async def _follow_routes(self) -> None:
         """The first snapshot is built when routes and instances are known, so that no service looks empty before."""
-        if not self._good.version:
+        if not self._routes.good.version:
             await self._until_documents_known()
         while not await self._discovery.ready(READY_POLL_S):
             pass
         while True:
-            self._routes_changed.clear()
+            self._documents_changed.clear()
+            if self._config.revision:  # the keys first: no route is to ask for one that is not there yet
+                await self.keys.take(self._config.documents.get(API_KEYS_NAME))
             if await self._take_routes() or not self._is_known:
                 self._is_known = True
                 instances = self._discovery.instances
-                self._serve(build_snapshot(self._document, instances, self.revisions, self.snapshot))
-            await self._routes_changed.wait()
+                self._serve(build_snapshot(self._routes.value, instances, self.revisions, self.snapshot, self.context))
+            await self._documents_changed.wait()
 
     async def _until_documents_known(self) -> None:
         while not await self._config.ready(READY_POLL_S):
             pass
-        self._routes_changed.set()
+        self._documents_changed.set()
 
     def _on_documents(self, _changed: set[str]) -> None:
-        self._routes_changed.set()
+        self._documents_changed.set()
 
     def _on_services(self, changed: set[str]) -> None:
         if self._is_known:
@@ -137,52 +194,10 @@ class Control:
         """Make the published routes the good ones; whether these are others than before."""
         if not self._config.revision:
             return False  # there are the good ones from disk, and no word on the published ones yet
-        published = self._config.documents.get(ROUTES_NAME)
-        if published is None:
-            self._keep_without_document()
-            return False
-        good = GoodRoutes(published.version, published.revision, published.content)
-        document = self._document
-        if good.content != self._good.content:
-            try:
-                # In a thread: a document may have thousands of routes, and requests must not wait for them.
-                document = await asyncio.to_thread(parse_routes, good.content)
-            except InvalidContent as error:
-                self._reject(good, error)
-                return False
-        self.rejected = None
-        if good == self._good:
-            return False
-        changed = good.content != self._good.content
-        self._document, self._good = document, good
-        self._good_file.mark_changed()
-        return changed
-
-    def _keep_without_document(self) -> None:
-        """A document that is deleted, or that a store set up anew has never had, ends no traffic by itself."""
-        if self._good.version and self.rejected is None:
-            reason = "the document is gone; what was served still is. To serve nothing, publish 'routes: []'"
-            self.rejected = RejectedRoutes(0, 0, reason)
-            log.warning("routes_gone", still_served=self._good.version)
-
-    def _reject(self, published: GoodRoutes, error: InvalidContent) -> None:
-        self.rejected = RejectedRoutes(published.version, published.revision, error.detail)
-        log.error("routes_rejected", version=published.version, reason=error.detail, still_served=self._good.version)
+        return await self._routes.take(self._config.documents.get(ROUTES_NAME))
 
     def _serve(self, snapshot: Snapshot) -> None:
         former, self.snapshot = self.snapshot, snapshot
         self._swap(snapshot)
         if former.document is not snapshot.document:
             log.info("routes_applied", version=snapshot.revisions.routes_version, routes=len(snapshot.routes))
-
-    def _read_good(self) -> None:
-        found = self._good_file.read()
-        if found is None:
-            return
-        try:
-            good = msgspec.json.decode(found[0], type=GoodRoutes)
-            self._document = parse_routes(good.content)
-        except (msgspec.DecodeError, InvalidContent) as error:
-            log.warning("good_routes_ignored", reason=str(error))
-            return
-        self._good = good

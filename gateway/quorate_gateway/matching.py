@@ -1,23 +1,55 @@
-"""Which route takes a request: compiled once a snapshot, asked with the request's own bytes.
+"""Routes ready for the data plane: each compiled once a snapshot into bytes, seconds and closures.
 
-The order is the document's promise (see `quorate_gateway.routes`): exact path, then prefixes from the longest to the
-shortest, then document order; the first whose methods, host and headers agree.
+`quorate_gateway.route_table` decides which of them takes a request. A route's policies are compiled by the modules of
+`quorate_gateway.policies`; what these need beyond the document (keys, tables, chance) is a `CompileContext`, which the
+process makes once and every snapshot is compiled with.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from quorate_core.clock import Clock, SystemClock
 from quorate_resilience import CircuitBreaker
 
-from quorate_gateway.policies.admission import Admit, compile_admission
+from quorate_gateway.documents.destinations import Destination, RouteBalance
+from quorate_gateway.documents.match import RouteMatch
+from quorate_gateway.policies.admission import Admit, Authenticate, compile_admission
+from quorate_gateway.policies.api_keys import ApiKeys
+from quorate_gateway.policies.auth import compile_auth
 from quorate_gateway.policies.circuit import compile_breaker
-from quorate_gateway.policies.limit import RouteLimit, compile_limit
-from quorate_gateway.policies.retry import MayRetry, compile_retry
+from quorate_gateway.policies.cors import CorsAnswers, compile_cors, without_service_cors
+from quorate_gateway.policies.header_changes import ChangeBlock, compile_changes
+from quorate_gateway.policies.jwt_tokens import JwtVerifiers
+from quorate_gateway.policies.limit import RouteLimit, TableOf, compile_limit
+from quorate_gateway.policies.limit_keys import KeyOf, compile_key
+from quorate_gateway.policies.retry import RetryRule, compile_retry
 from quorate_gateway.policies.rewrite import Rewrite, compile_rewrite
+from quorate_gateway.policies.shedding import PRIORITIES
+from quorate_gateway.policies.split import ChooseDestination, compile_split
+from quorate_gateway.route_table import RouteRule
 from quorate_gateway.routes import Route
 
-HostRule = Callable[[bytes], bool]
+if TYPE_CHECKING:
+    from quorate_gateway.policies.shared_limit import SharedLimits
+
+
+@dataclass(frozen=True, slots=True)
+class CompileContext:
+    """What routes are compiled with beside their document. The same object for all snapshots of a process: what it
+    holds goes on over them."""
+
+    shared_limits: "SharedLimits | None" = None
+    """None without a Redis: limits that are to be shared are this gateway's own."""
+    limit_tables: TableOf | None = None
+    """Where limits keep their state for several worker processes together; None when there is only this one."""
+    api_keys: ApiKeys = field(default_factory=ApiKeys)
+    tokens: JwtVerifiers = field(default_factory=JwtVerifiers)
+    zone: str = ""
+    """Where this gateway stands; empty when that is not said."""
+    chance: random.Random = field(default_factory=random.Random)
+    clock: Clock = field(default_factory=SystemClock)
+    """For the times in tokens and keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,159 +60,113 @@ class Endpoint:
     host: str
     port: int
     authority: str
+    weight: int = 100
+    zone: str = ""
+    version: str = ""
+    service: str = ""
+    identity: str = field(init=False, compare=False, repr=False)
+    """What is known of it follows this: service, instance and address. One string, which is hashed once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", f"{self.service}/{self.instance_id}@{self.authority}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledRoute:
-    """A route ready for the data plane: bytes, seconds and closures. Its endpoints are its service's, in the
-    snapshot of the moment."""
+    """A route ready for the data plane. Its endpoints are its services', in the snapshot of the moment."""
 
     name: str
+    match: RouteMatch
+    rule: RouteRule
     service: str
-    methods: frozenset[bytes] | None
-    takes_host: HostRule | None
-    header_patterns: tuple[re.Pattern[bytes], ...]
+    """Empty for a route that splits between several."""
+    services: frozenset[str]
+    destinations: tuple[Destination, ...]
+    choose_destination: ChooseDestination
+    split_key: KeyOf | None
+    """By what a split keeps callers together; None when it does not, or when there is no split."""
+    balance: RouteBalance
+    balance_key: KeyOf
+    """What a consistent hash goes by; empty for all other ways to balance."""
     rewrite: Rewrite | None
-    may_retry: MayRetry
+    rewrite_host: bytes | None
+    """What `request_changes` puts in the place of Host, for those who show it."""
+    request_changes: ChangeBlock | None
+    response_changes: ChangeBlock | None
+    websocket: bool
+    priority: int
+    """Of `quorate_resilience.shedding.Priority`."""
+    retry: RetryRule
     timeout_s: float
     idle_timeout_s: float
     total_timeout_s: float | None
     request_bytes_max: int
+    cors: CorsAnswers | None
+    auth: Authenticate | None
     limit: RouteLimit | None
     breaker: CircuitBreaker | None
     admit: Admit | None
-    """`limit` and `breaker` in their order; None when there is neither."""
+    """What may keep a request from going on, in its order; None when there is nothing."""
     source: Route
 
-    def refusal(self, method: bytes, host: bytes, block: bytes) -> str | None:
-        """Why it does not take a request whose path it matches: `method`, `host` or `headers`; None when it does.
 
-        `block` is the header block, each field with its CRLF in front.
-        """
-        if self.takes_host is not None and not self.takes_host(host):
-            return "host"
-        if self.header_patterns and not all(pattern.search(block) for pattern in self.header_patterns):
-            return "headers"
-        if self.methods is not None and method not in self.methods:
-            return "method"
-        return None
-
-
-def compile_route(route: Route, former: CompiledRoute | None = None) -> CompiledRoute:
+def compile_route(
+    route: Route, former: CompiledRoute | None = None, context: CompileContext | None = None
+) -> CompiledRoute:
     """`former` is the route of the same name in the snapshot before: the state of its limit and breaker goes on where
-    their own parameters are the same. A breaker is also about the service, and begins anew with another one."""
-    match = route.match
-    limit, breaker = _limit(route, former), _breaker(route, former)
+    their own parameters are the same. A breaker is also about the services, and begins anew with others; their weights
+    and versions may change."""
+    context = context or CompileContext()
+    cors, auth = compile_cors(route.cors), compile_auth(route.auth, context)
+    limit, breaker = _limit(route, former, context), _breaker(route, former)
+    split_key = None if route.split_key is None else compile_key(route.split_key)
+    rewrite_host = None if route.rewrite is None else route.rewrite.host
+    hashes = route.balance.policy == "consistent_hash"
     return CompiledRoute(
         name=route.label,
-        service=route.service,
-        methods=None if match.methods is None else frozenset(method.encode() for method in match.methods),
-        takes_host=None if match.host is None else _compile_host(match.host.encode()),
-        header_patterns=tuple(_compile_header(name, value) for name, value in match.headers.items()),
-        rewrite=compile_rewrite(match.matched, None if route.rewrite is None else route.rewrite.path_prefix),
-        may_retry=compile_retry(route.retry.attempts),
+        match=route.match,
+        rule=RouteRule(route.match, takes_preflights=route.cors is not None),
+        service=route.service or "",
+        services=frozenset(destination.service for destination in route.destinations),
+        destinations=route.destinations,
+        choose_destination=compile_split(route.destinations, split_key, context.chance),
+        split_key=split_key,
+        balance=route.balance,
+        balance_key=compile_key(route.balance.key if hashes else "route"),
+        rewrite=compile_rewrite(route.match, route.rewrite),
+        rewrite_host=None if rewrite_host is None else rewrite_host.encode("ascii"),
+        request_changes=compile_changes(route.request_headers, rewrite_host),
+        response_changes=without_service_cors(cors, compile_changes(route.response_headers)),
+        websocket=route.websocket,
+        priority=PRIORITIES[route.priority],
+        retry=compile_retry(route.retry, None if former is None else former.retry),
         timeout_s=route.timeout_ms / 1_000,
         idle_timeout_s=route.idle_timeout_ms / 1_000,
         total_timeout_s=None if route.total_timeout_ms is None else route.total_timeout_ms / 1_000,
         request_bytes_max=route.request_bytes_max,
+        cors=cors,
+        auth=auth,
         limit=limit,
         breaker=breaker,
-        admit=compile_admission(limit, breaker),
+        admit=compile_admission(cors, auth, limit, context.clock.wall_s),
         source=route,
     )
 
 
-def _limit(route: Route, former: CompiledRoute | None) -> RouteLimit | None:
+def _limit(route: Route, former: CompiledRoute | None, context: CompileContext) -> RouteLimit | None:
     if former is not None and former.source.rate_limit == route.rate_limit:
         return former.limit
-    return compile_limit(route.label, route.rate_limit)
+    return compile_limit(
+        route.label, route.rate_limit, shared=context.shared_limits, tables=context.limit_tables,
+        monotonic_s=context.clock.monotonic_s,
+    )  # fmt: skip
 
 
 def _breaker(route: Route, former: CompiledRoute | None) -> CircuitBreaker | None:
     if (
         former is not None
-        and former.service == route.service
+        and former.services == {destination.service for destination in route.destinations}
         and former.source.circuit_breaker == route.circuit_breaker
     ):
         return former.breaker
     return compile_breaker(route.circuit_breaker)
-
-
-@dataclass(frozen=True, slots=True)
-class Considered:
-    """One step of a match, for explaining it: `refused_by` is None for the route that takes the request."""
-
-    route: CompiledRoute
-    refused_by: str | None
-
-
-class RouteTable:
-    """All routes of a snapshot. Immutable; a lookup costs one dictionary probe a path segment."""
-
-    __slots__ = ("_exact", "_prefix_bytes_max", "_prefixes")
-
-    def __init__(self, routes: Sequence[CompiledRoute]) -> None:
-        exact: dict[bytes, list[CompiledRoute]] = {}
-        prefixes: dict[bytes, list[CompiledRoute]] = {}
-        for route in routes:
-            table = prefixes if route.source.match.path is None else exact
-            table.setdefault(route.source.match.matched.encode("ascii"), []).append(route)
-        self._exact = {path: tuple(found) for path, found in exact.items()}
-        self._prefixes = {path: tuple(found) for path, found in prefixes.items()}
-        self._prefix_bytes_max = max(map(len, prefixes), default=0)
-
-    def match(self, method: bytes, path: bytes, host: bytes, block: bytes) -> CompiledRoute | None:
-        """The route that takes the request. `path` is without query; see `CompiledRoute.refusal` for `block`."""
-        for route in self._in_order(path):
-            if route.refusal(method, host, block) is None:
-                return route
-        return None
-
-    def explain(self, method: bytes, path: bytes, host: bytes, block: bytes) -> Sequence[Considered]:
-        """Every route whose path matches, in order, up to the one that takes the request."""
-        steps: list[Considered] = []
-        for route in self._in_order(path):
-            refused_by = route.refusal(method, host, block)
-            steps.append(Considered(route, refused_by))
-            if refused_by is None:
-                break
-        return steps
-
-    def methods_elsewhere(self, path: bytes, host: bytes, block: bytes) -> Sequence[bytes]:
-        """The methods that would be routed for a path that is not routed for the request's own."""
-        methods: set[bytes] = set()
-        for route in self._in_order(path):
-            if route.methods is not None and route.refusal(b"", host, block) == "method":
-                methods |= route.methods
-        return sorted(methods)
-
-    def _in_order(self, path: bytes) -> Iterator[CompiledRoute]:
-        if self._exact:
-            yield from self._exact.get(path, ())
-        prefixes = self._prefixes
-        end, longest = len(path), self._prefix_bytes_max
-        if end > longest:  # no need to look at the deeper segments, however many there are
-            end = path.rfind(b"/", 0, longest + 1)
-        while end > 0:
-            found = prefixes.get(path[:end])
-            if found is not None:
-                yield from found
-            end = path.rfind(b"/", 0, end)
-        yield from prefixes.get(b"/", ()) if path != b"/" else ()
-
-
-def _compile_host(wanted: bytes) -> HostRule:
-    if wanted.startswith(b"*."):
-        suffix = wanted[1:]
-        return lambda host: _without_port(host).endswith(suffix)
-    return lambda host: _without_port(host) == wanted
-
-
-def _without_port(host: bytes) -> bytes:
-    """`Shop.example:8080` -> `shop.example`; IPv6 keeps its brackets."""
-    host = host.lower()
-    return host.partition(b"]")[0] + b"]" if host.startswith(b"[") else host.partition(b":")[0]
-
-
-def _compile_header(name: str, value: str) -> re.Pattern[bytes]:
-    return re.compile(rb"\r\n(?i:%b):[ \t]*%b[ \t]*(?=\r|\Z)" % (re.escape(name.encode()), re.escape(value.encode())))

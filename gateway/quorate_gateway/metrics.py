@@ -74,7 +74,7 @@ class GatewayCollector(Collector):
             if limit is not None:
                 checked.add_metric([route.name, "admitted"], limit.admitted)
                 checked.add_metric([route.name, "limited"], limit.limited)
-                keys.add_metric([route.name], len(limit.bucket))
+                keys.add_metric([route.name], len(limit.limiter))
             if breaker is not None:
                 state.add_metric([route.name], _STATES[breaker.state])
                 refused.add_metric([route.name], breaker.refused)

@@ -1,16 +1,23 @@
 """What the admin API shows of limits and breakers: their parameters are in the route, here is their state."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydantic import BaseModel
 from quorate_resilience import BreakerState, CircuitBreaker
+from quorate_resilience.shedding import LoadShedder
 
 from quorate_gateway.matching import CompiledRoute
+from quorate_gateway.policies.caller import Caller
 from quorate_gateway.policies.circuit import RULE as CIRCUIT_OPEN
 from quorate_gateway.policies.circuit import breaker_summary
-from quorate_gateway.policies.limit import RouteLimit, client_key, shown_key
-from quorate_gateway.proxy.framing import RequestFields
+from quorate_gateway.policies.limit import RouteLimit, shown_key
+from quorate_gateway.policies.shedding import RULE as OVERLOADED
+from quorate_gateway.policies.shedding import load_summary
+from quorate_gateway.proxy.framing import RequestFields, RequestHead
+from quorate_gateway.proxy.refusals import Refusal
 
+RATE_LIMITED = "rate-limited"
 BUCKETS_SHOWN_MAX = 10
 
 
@@ -65,7 +72,7 @@ class PolicyView(BaseModel):
 def limit_view(limit: RouteLimit | None) -> LimitView | None:
     if limit is None:
         return None
-    bucket = limit.bucket
+    bucket = limit.limiter
     return LimitView(
         summary=limit.summary, keys=len(bucket), keys_max=bucket.keys_max,
         keys_forgotten_early=bucket.forgotten_early, admitted=limit.admitted, limited=limit.limited,
@@ -79,7 +86,7 @@ def limit_detail(limit: RouteLimit | None, now_s: float) -> LimitDetailView | No
         return None
     nearest = [
         BucketView(key=shown_key(fill.key, limit.document), left=round(fill.tokens, 3))
-        for fill in limit.bucket.emptiest(now_s, BUCKETS_SHOWN_MAX)
+        for fill in limit.limiter.emptiest(now_s, BUCKETS_SHOWN_MAX)
     ]
     return LimitDetailView(**summary.model_dump(), nearest=nearest)
 
@@ -95,14 +102,57 @@ def breaker_view(breaker: CircuitBreaker | None, now_s: float) -> BreakerView | 
     )  # fmt: skip
 
 
-def policies_met(route: CompiledRoute, fields: RequestFields, address: str, now_s: float) -> Sequence[PolicyView]:
-    """What a request from `address` would meet on `route` now, in order. Takes nothing and asks nothing."""
+class Met(NamedTuple):
+    """What a request met before anything is counted, and who calls as far as that has been proved."""
+
+    caller: Caller
+    views: Sequence[PolicyView]
+
+
+def identity_met(route: CompiledRoute, head: RequestHead, caller: Caller, wall_s: float) -> Met:
+    """CORS and authentication, in their order. A request that is not let in is told of as who it came as."""
+    views: list[PolicyView] = []
+    if route.cors is not None:
+        preflight = route.cors.preflight(head.fields, head)
+        allowed = b"access-control-allow-origin" in route.cors.answer_fields(head.fields).lower()
+        summary = f"origins {', '.join(route.source.cors.origins)}" if route.source.cors else ""
+        if preflight is not None:
+            summary += "; the gateway answers this preflight itself"
+        else:
+            summary += "; its origin may read the answer" if allowed else "; no origin that may read the answer"
+        views.append(PolicyView(policy="cors", rule="cors-preflight", lets_through=preflight is None, summary=summary))
+    if route.auth is not None:
+        known = route.auth(head.fields, caller, wall_s)
+        if isinstance(known, Refusal):
+            views.append(PolicyView(policy="auth", rule=known.rule, lets_through=False, summary=known.detail))
+        else:
+            caller = known
+            views.append(PolicyView(policy="auth", rule="unauthenticated", lets_through=True, summary=_who(caller)))
+    return Met(caller, views)
+
+
+def _who(caller: Caller) -> str:
+    proved = []
+    if caller.api_key_id:
+        proved.append(f"API key {caller.api_key_id.decode('latin-1')!r}")
+    if caller.subject:
+        proved.append(f"subject {caller.subject.decode('utf-8', 'replace')!r}")
+    return " and ".join(proved) or "a valid token without a subject"
+
+
+def limits_met(
+    route: CompiledRoute, fields: RequestFields, caller: Caller, load: LoadShedder, now_s: float
+) -> Sequence[PolicyView]:
+    """Rate limit, load shedding and breaker, in their order. Takes nothing and asks nothing."""
     met: list[PolicyView] = []
     limit, breaker = route.limit, route.breaker
     if limit is not None:
-        left = limit.left(fields, client_key(address.encode("ascii", "replace")), now_s)
+        left = limit.left(fields, caller, now_s)
         summary = f"{limit.summary}; {left} left now"
-        met.append(PolicyView(policy="rate_limit", rule="rate-limited", lets_through=left > 0, summary=summary))
+        met.append(PolicyView(policy="rate_limit", rule=RATE_LIMITED, lets_through=left > 0, summary=summary))
+    if load.active >= load.limits[route.priority]:
+        summary = f"priority {route.source.priority}; {load_summary(load)}"
+        met.append(PolicyView(policy="priority", rule=OVERLOADED, lets_through=False, summary=summary))
     if breaker is not None:
         breaker.advance(now_s)
         lets_through = breaker.state is not BreakerState.FORCED_OPEN and not breaker.retry_after_s(now_s)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from quorate_sdk.wire import Instance
 
-from quorate_gateway.matching import CompiledRoute, Endpoint, RouteTable, compile_route
+from quorate_gateway.matching import CompileContext, CompiledRoute, Endpoint, compile_route
+from quorate_gateway.route_table import RouteTable
 from quorate_gateway.routes import RoutesDocument
 
 
@@ -27,10 +28,19 @@ class Revisions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """`endpoints` are by service, those of routed services only; `authorities` are all of theirs."""
+    """What is to be served: plain values that no data plane changes, and what its own one makes of them.
+
+    `document`, `endpoints` and `revisions` say all that a data plane is told, so that any other can be driven from
+    snapshots too: routes, clusters and endpoints of xDS are functions of these three, and `revisions.newest` is their
+    version. Nothing in them knows of connections, requests or health. `routes` and `table` are the document compiled
+    for the gateway's own data plane; the counts of limits, breakers and retry budgets hang on these, and go over from
+    one snapshot to the next.
+
+    `endpoints` are by service, those of routed services only; `authorities` are all of theirs.
+    """
 
     document: RoutesDocument
-    table: RouteTable
+    table: RouteTable[CompiledRoute]
     routes: tuple[CompiledRoute, ...]
     endpoints: Mapping[str, tuple[Endpoint, ...]]
     authorities: frozenset[str]
@@ -42,12 +52,18 @@ InstancesOf = Callable[[str], Iterable[Instance]]
 
 
 def build_snapshot(
-    document: RoutesDocument, instances_of: InstancesOf, revisions: Revisions, former: Snapshot | None = None
+    document: RoutesDocument,
+    instances_of: InstancesOf,
+    revisions: Revisions,
+    former: Snapshot | None = None,
+    context: CompileContext | None = None,
 ) -> Snapshot:
     """Compile all routes. The state of limits and breakers is taken over from `former`; see `compile_route`."""
+    context = context or CompileContext()
+    context.tokens.replace(document.jwt_providers)  # before the routes that name them
     known = {} if former is None else {route.name: route for route in former.routes}
-    routes = tuple(compile_route(route, known.get(route.label)) for route in document.routes)
-    services = sorted({route.service for route in routes})
+    routes = tuple(compile_route(route, known.get(route.label), context) for route in document.routes)
+    services = sorted({service for route in routes for service in route.services})
     endpoints = {service: _endpoints(instances_of(service)) for service in services}
     return Snapshot(document, RouteTable(routes), routes, endpoints, _authorities(endpoints), revisions)
 
@@ -82,7 +98,10 @@ def _endpoints(instances: Iterable[Instance]) -> tuple[Endpoint, ...]:
     by_authority: dict[str, Endpoint] = {}
     for instance in sorted(instances, key=lambda one: one.id):
         if unrouted_reason(instance) is None:
-            endpoint = Endpoint(instance.id, instance.host, instance.port, instance.authority)
+            endpoint = Endpoint(
+                instance.id, instance.host, instance.port, instance.authority, instance.weight, instance.zone,
+                instance.version, instance.service,
+            )  # fmt: skip
             by_authority.setdefault(instance.authority, endpoint)
     return tuple(by_authority.values())
 

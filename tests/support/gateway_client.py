@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ from quorate_core.clock import Clock
 from quorate_core.serving import bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
+from quorate_gateway.proxy.limits import DEFAULT_LIMITS, ConnectionLimits
 from quorate_gateway.proxy.plane import DataPlane
 from quorate_gateway.proxy.refusals import encode_welcome
+from quorate_gateway.proxy.tls import Certificate
 from support.gateway_snapshots import instance, snapshot
 from support.gateway_upstream import WAIT_S_MAX, Upstream
 
+TLS_NAME = "shop.example"
 ROUTES = "  - {name: orders, match: {path_prefix: /orders}, service: order}\n"
 
 
@@ -139,7 +143,7 @@ class Gateway:
     port: int
     _clients: list[Client] = field(default_factory=list)
 
-    async def client(self, receive_bytes: int | None = None) -> Client:
+    async def client(self, receive_bytes: int | None = None, tls: ssl.SSLContext | None = None) -> Client:
         """A new connection. `receive_bytes` makes the kernel hold little of what it does not read."""
         connection = socket.socket()
         connection.setblocking(False)
@@ -150,7 +154,8 @@ class Gateway:
         except OSError:
             connection.close()
             raise
-        client = Client(*await asyncio.open_connection(sock=connection, limit=1 << 20))
+        name = None if tls is None else TLS_NAME
+        client = Client(*await asyncio.open_connection(sock=connection, limit=1 << 20, ssl=tls, server_hostname=name))
         self._clients.append(client)
         return client
 
@@ -176,7 +181,12 @@ class Gateway:
 
 @asynccontextmanager
 async def running_gateway(
-    *upstreams: Upstream | int, routes: str = ROUTES, clock: Clock | None = None
+    *upstreams: Upstream | int,
+    routes: str = ROUTES,
+    clock: Clock | None = None,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    trusted_proxies: Sequence[str] = (),
+    certificate: Certificate | None = None,
 ) -> AsyncIterator[Gateway]:
     """A data plane that serves `routes`, with `upstreams` as the instances of service `order`. A failure of one of its
     tasks, or an exception in a callback of the loop, fails the test."""
@@ -187,11 +197,11 @@ async def running_gateway(
 
     asyncio.get_running_loop().set_exception_handler(on_exception)
     async with TaskOwner("gateway", failures.append) as tasks:
-        plane = DataPlane(tasks, encode_welcome("gateway", "http://127.0.0.1:8090"), clock)
+        plane = DataPlane(tasks, encode_welcome("gateway", "http://127.0.0.1:8090"), clock, limits, trusted_proxies)
         listener = open_listener(HostPort("127.0.0.1", 0), "test gateway")
         gateway = Gateway(plane, bound_address(listener).port)
         gateway.serve(routes, {"order": upstreams})
-        await plane.start(listener)
+        await plane.start(listener, certificate)
         try:
             yield gateway
         finally:

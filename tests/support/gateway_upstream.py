@@ -79,6 +79,8 @@ class Upstream:
 
     handler: Handler = say_hello
     requests: list[Received] = field(default_factory=list)
+    keeps_requests: bool = True
+    """Not for one that serves millions of them."""
     connections: int = 0
     open_connections: int = 0
     port: int = 0
@@ -135,7 +137,8 @@ class Upstream:
         try:
             while not writer.is_closing():
                 request = await read_head(reader, number)
-                self.requests.append(request)
+                if self.keeps_requests:
+                    self.requests.append(request)
                 self._changed.set()
                 await self.handler(Exchange(request, reader, writer))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):

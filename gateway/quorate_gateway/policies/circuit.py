@@ -9,7 +9,7 @@ import math
 from quorate_core.errors import Retry
 from quorate_resilience import BreakerSettings, BreakerState, CircuitBreaker, Refused
 
-from quorate_gateway.policy_documents import RouteCircuitBreaker
+from quorate_gateway.documents.protection import RouteCircuitBreaker
 from quorate_gateway.proxy.refusals import Refusal
 
 RULE = "circuit-open"

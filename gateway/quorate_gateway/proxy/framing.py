@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from quorate_core.errors import Retry
 
+from quorate_gateway.proxy.limits import DEFAULT_LIMITS, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, ConnectionLimits
 from quorate_gateway.proxy.refusals import Refusal
 
-HEAD_BYTES_MAX = 32_768
 TARGET_BYTES_MAX = 8_192
-FIELDS_MAX = 100
 NOMINATED_MAX = 16
 """Fields that a Connection field may name as hop-by-hop."""
 
@@ -29,41 +28,58 @@ _REQUEST_LINE = re.compile(
 )
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?(?=\r\n)")
 _BLOCK = re.compile(rb"(?:\r\n%b++:[\t\x20-\x7e\x80-\xff]*+)*+" % _TOKEN)
-_IMPOSSIBLE = re.compile(rb"(?<!\r)\n|\r(?![\n]|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+IMPOSSIBLE = re.compile(rb"(?<!\r)\n|\r(?![\n]|\Z)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """What no head can hold, wherever it was cut."""
 
 _HOP_BY_HOP = (
-    rb"[Cc](?i:onnection)|[Kk](?i:eep-alive)|[Pp](?i:roxy-connection)|[Tt](?i:e|railer)|[Uu](?i:pgrade)"
+    rb"[Cc](?i:onnection)|[Kk](?i:eep-alive)|[Pp](?i:roxy-connection)|[Tt](?i:e)|[Uu](?i:pgrade)"
     rb"|[Hh](?i:ttp2-settings)"
 )
 _REPLACED = (
     rb"[Ee](?i:xpect)|[Ff](?i:orwarded)|[Pp](?i:roxy|roxy-authorization)"
-    rb"|[Xx](?i:-forwarded-[a-z0-9-]+|-real-ip|-request-id)|[Tt](?i:raceparent)"
+    rb"|[Xx](?i:[-_]forwarded[-_][a-z0-9_-]+|[-_]real[-_]ip|[-_]request[-_]id|-request-timeout-ms)"
+    rb"|[Xx](?i:[-_]quorate[-_][a-z0-9_-]+)|[Tt](?i:raceparent)"
 )
-"""Never passed on as they came: consumed here, or set anew because nobody outside may set them."""
+"""Never passed on as they came: consumed here, or set anew because nobody outside may set them. With `_` in the name
+too, since CGI and its heirs read both as one."""
+_CONFUSED = rb"[Cc](?i:ontent_length)|[Tt](?i:ransfer_encoding)"
+_READ_ONLY = rb"[Ss](?i:ec-websocket-(?:key|version))|[Mm](?i:ax-forwards)"
 _FRAMING = rb"[Cc](?i:ontent-length)|[Tt](?i:ransfer-encoding)"
 _VALUE = rb": *+([^\r]*+)"
 """Of the fields that are read here; a tab around such a value is no part of it for some, and is for others."""
 _REQUEST_FOUND = re.compile(
-    rb"\r\n((?:%b|%b|%b|[Hh](?i:ost)|[Tt](?i:racestate))(?=:))%b" % (_FRAMING, _HOP_BY_HOP, _REPLACED, _VALUE)
+    rb"\r\n((?:%b|%b|%b|%b|%b|[Hh](?i:ost)|[Tt](?i:racestate))(?=:))%b"
+    % (_FRAMING, _CONFUSED, _HOP_BY_HOP, _REPLACED, _READ_ONLY, _VALUE)
 )
 _REQUEST_STRIPPED = re.compile(rb"\r\n(?:%b|%b):[^\r]*+" % (_HOP_BY_HOP, _REPLACED))
 _RESPONSE_FOUND = re.compile(rb"\r\n((?:%b|%b)(?=:))%b" % (_FRAMING, _HOP_BY_HOP, _VALUE))
 _RESPONSE_STRIPPED = re.compile(rb"\r\n(?:%b):[^\r]*+" % _HOP_BY_HOP)
 _LENGTH_STRIPPED = re.compile(rb"\r\n(?:%b):[^\r]*+" % _FRAMING)
+_MAX_FORWARDS = re.compile(rb"\r\n[Mm](?i:ax-forwards):[^\r]*+")
+_COUNTED_METHODS = frozenset({b"OPTIONS", b"TRACE"})
 _TRACESTATE_STRIPPED = re.compile(rb"\r\n(?i:tracestate):[^\r]*+")
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+HOST_PATTERN = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_HOPS = re.compile(rb"[0-9]{1,9}")
+_DIGITS = re.compile(rb"-?[0-9]{1,12}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2."""
-_ABSOLUTE = re.compile(rb"http://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _DOT_SEGMENT = re.compile(rb"/\.{1,2}(?:/|\Z)")
 _UNRESERVED = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
-_PASSED_ON = frozenset({b"host", b"content-length", b"transfer-encoding", b"tracestate"})
+_PASSED_ON = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"tracestate", b"sec-websocket-key", b"sec-websocket-version",
+     b"max-forwards"}
+)  # fmt: skip
+_WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
+"""The base64 of 16 bytes (RFC 6455, section 4.1)."""
+_UPGRADE_FIELDS = b"\r\nconnection: upgrade\r\nupgrade: websocket"
+_TRAILERS_FIELDS = b"\r\nconnection: te\r\nte: trailers"
 _BODILESS = frozenset({204, 304})
+_UNSHOWN = re.compile(r"[^A-Za-z0-9/., -]")
 _NONE: tuple[bytes, ...] = ()
 _NOT_NOMINATED = frozenset({b"host", b"content-length", b"transfer-encoding", b"cache-control", b"authorization"})
 
@@ -85,6 +101,12 @@ class RequestFields(NamedTuple):
     """Empty when there is none that is sane."""
     traceparent: bytes
     """Empty when there is none that is valid."""
+    timeout_ms: bytes = b""
+    """The one value of x-request-timeout-ms as it came; empty when there is none, or several."""
+    upgrade: bytes = b""
+    """`websocket` for a handshake that is valid (RFC 6455, section 4.1), whose `forward` asks for it; else empty."""
+    max_forwards: bytes = b""
+    """The one value of Max-Forwards, when it is a number."""
 
 
 class RequestHead(NamedTuple):
@@ -117,60 +139,85 @@ CHUNKED = -1
 UNTIL_CLOSE = -2
 
 
-def read_request_head(data: bytes, known: RequestFields | None = None, scanned: int = 0) -> RequestHead | None:
+def read_request_head(
+    data: bytes, known: RequestFields | None = None, scanned: int = 0, limits: ConnectionLimits = DEFAULT_LIMITS
+) -> RequestHead | None:
     """The request head at the start of `data`, or None when it is not complete.
 
     `known` are the fields of an earlier request: the same block is not read again. `scanned` bytes of `data` were
     seen before, and held no end. Raises Refusal.
     """
     end = data.find(b"\r\n\r\n", scanned - 3 if scanned > 3 else 0)
-    if end < 0 or end > HEAD_BYTES_MAX:
-        _check_incomplete(data, scanned, end)
+    if end < 0 or end > limits.head_bytes_max:
+        _check_incomplete(data, scanned, end, limits.head_bytes_max)
         return None
     line = _REQUEST_LINE.match(data)
     if line is None:
         raise _explain_request_line(data)
     method, target, minor = line.groups()
     block = data[line.end() : end]
-    fields = known if known is not None and known.block == block else read_request_fields(block)
-    if minor == b"0":
+    is_old = minor == b"0"
+    fields = known if known is not None and known.block == block else read_request_fields(block, limits, is_old=is_old)
+    if is_old:
         _check_old_version(fields)
+        if fields.upgrade:
+            fields = read_request_fields(block, limits, is_old=True)
     elif not fields.host:
         raise Refusal("bad-host", 400, "an HTTP/1.1 request must have exactly one Host field")
+    elif fields.upgrade and method != b"GET":
+        raise _bad_handshake("its method is not GET")
+    if fields.max_forwards and method in _COUNTED_METHODS:
+        fields = _count_hop(fields)
     if target[0] != 47 or b"%" in target or b"/." in target:
         target = _normalise(method, target, fields.host)
-    return RequestHead(method, target, target.partition(b"?")[0], 0 if minor == b"0" else 1, fields, end + 4)
+    return RequestHead(method, target, target.partition(b"?")[0], 0 if is_old else 1, fields, end + 4)
 
 
-def read_request_fields(block: bytes) -> RequestFields:
-    """What the fields of `block` mean. Raises Refusal."""
+def read_request_fields(
+    block: bytes, limits: ConnectionLimits = DEFAULT_LIMITS, *, is_old: bool = False
+) -> RequestFields:
+    """What the fields of `block` mean. `is_old`: in HTTP/1.0, where Upgrade has none (RFC 9110, section 7.8). Raises
+    Refusal."""
     if _BLOCK.fullmatch(block) is None:
         raise _explain_block(block)
-    if block.count(b"\n") > FIELDS_MAX:
-        raise Refusal("too-many-fields", 431, f"a request may have {FIELDS_MAX} header fields")
+    if block.count(b"\n") > limits.head_fields_max:
+        raise Refusal("too-many-fields", 431, f"a request may have {limits.head_fields_max} header fields")
     found: dict[bytes, list[bytes]] = {}
     for name, value in _REQUEST_FOUND.findall(block):
         found.setdefault(name.lower(), []).append(value.rstrip(b" "))
     hosts = found.get(b"host", _NONE)
-    if len(hosts) > 1 or (hosts and _HOST.fullmatch(hosts[0]) is None):
+    if len(hosts) > 1 or (hosts and HOST_PATTERN.fullmatch(hosts[0]) is None):
         raise Refusal("bad-host", 400, "a request must have exactly one Host field, of the form host or host:port")
-    if b"upgrade" in found:
-        raise _upgrade_refused(found[b"upgrade"][0])
     tokens = _tokens(found.get(b"connection", _NONE))
-    forward = block if found.keys() <= _PASSED_ON else _REQUEST_STRIPPED.sub(b"", block)
+    forward = block
+    if not found.keys() <= _PASSED_ON:
+        if b"content_length" in found or b"transfer_encoding" in found:
+            raise _ambiguous("a field about its length that has '_' in its name", "a request", 400)
+        forward = _REQUEST_STRIPPED.sub(b"", block)
     traceparent = _single(found.get(b"traceparent", _NONE), _TRACEPARENT)
     if not traceparent and b"tracestate" in found:
         forward = _TRACESTATE_STRIPPED.sub(b"", forward)  # it means nothing without its parent
+    forward = _without_nominated(forward, tokens, "a request")
+    length = _body_length(found, "a request", 400)
+    upgrade = b""
+    if b"upgrade" in found and not is_old:
+        upgrade = _read_upgrade(found, tokens, length)
+        forward += _UPGRADE_FIELDS
+    elif b"te" in found and b"trailers" in _tokens(found[b"te"]):
+        forward += _TRAILERS_FIELDS  # said anew, since the gateway passes them on (RFC 9110, section 10.1.4)
     return RequestFields(
         block=block,
-        forward=_without_nominated(forward, tokens, "a request"),
+        forward=forward,
         host=hosts[0] if hosts else b"",
-        length=_body_length(found, "a request", 400),
+        length=length,
         wants_close=b"close" in tokens,
         wants_keep_alive=b"keep-alive" in tokens,
         expects_continue=b"expect" in found and _check_expect(found[b"expect"]),
         request_id=_single(found.get(b"x-request-id", _NONE), _REQUEST_ID),
         traceparent=traceparent,
+        timeout_ms=_single(found.get(b"x-request-timeout-ms", _NONE), _DIGITS),
+        upgrade=upgrade,
+        max_forwards=_single(found.get(b"max-forwards", _NONE), _HOPS),
     )
 
 
@@ -178,7 +225,7 @@ def read_response_head(data: bytes, *, to_head_request: bool) -> ResponseHead | 
     """The response head at the start of `data`, or None when it is not complete. Raises Refusal (502)."""
     end = data.find(b"\r\n\r\n")
     if end < 0 or end > HEAD_BYTES_MAX:
-        if len(data) > HEAD_BYTES_MAX or _IMPOSSIBLE.search(data):
+        if len(data) > HEAD_BYTES_MAX or IMPOSSIBLE.search(data):
             raise _bad_response("its head is too large, or no HTTP/1 head at all")
         return None
     line = _STATUS_LINE.match(data)
@@ -186,14 +233,19 @@ def read_response_head(data: bytes, *, to_head_request: bool) -> ResponseHead | 
         raise _bad_response("it does not begin with an HTTP/1 status line")
     start = line.end()
     block = data[start:end]
-    if _BLOCK.fullmatch(block) is None or block.count(b"\n") > FIELDS_MAX:
+    if _BLOCK.fullmatch(block) is None or block.count(b"\n") > HEAD_FIELDS_MAX:
         raise _bad_response("its header fields are not valid, or too many")
     status, is_old = int(line[2]), line[1] == b"0"
     pairs = _RESPONSE_FOUND.findall(block)
-    if len(pairs) == 1 and not is_old and not to_head_request and status >= 200 and status not in _BODILESS:
+    is_plain = not is_old and not to_head_request and status >= 200 and status not in _BODILESS
+    if is_plain and len(pairs) == 1:
         name, value = pairs[0]  # the common case, of the same meaning as what follows
         if name.lower() == b"content-length" and _LENGTH.fullmatch(value):
             return ResponseHead(status, data[:start], block, int(value), True, True, end + 4)
+    if is_plain and len(pairs) == 2:
+        kept_open = _read_kept_open(status, data[:start], block, pairs, end + 4)
+        if kept_open is not None:
+            return kept_open
     found: dict[bytes, list[bytes]] = {}
     for name, value in pairs:
         found.setdefault(name.lower(), []).append(value.rstrip(b" "))
@@ -218,6 +270,23 @@ def read_response_head(data: bytes, *, to_head_request: bool) -> ResponseHead | 
     )
 
 
+def _read_kept_open(
+    status: int, line: bytes, block: bytes, pairs: Sequence[tuple[bytes, bytes]], end: int
+) -> ResponseHead | None:
+    """The head of an answer of known length that also says `Connection: keep-alive`, as many servers do. None for all
+    others."""
+    (name, value), (other, kept) = pairs
+    if name.lower() == b"connection":
+        name, value, other, kept = other, kept, name, value
+    if name.lower() != b"content-length" or other.lower() != b"connection" or kept.lower() != b"keep-alive":
+        return None
+    if _LENGTH.fullmatch(value) is None:
+        return None
+    before, _, after = block.partition(b"\r\n%b:" % other)
+    _, separator, rest = after.partition(b"\r\n")
+    return ResponseHead(status, line, before + separator + rest, int(value), True, False, end)
+
+
 def without_transfer_encoding(block: bytes) -> bytes:
     """For a client of HTTP/1.0, which is sent the bare body."""
     return _LENGTH_STRIPPED.sub(b"", block)
@@ -226,6 +295,14 @@ def without_transfer_encoding(block: bytes) -> bytes:
 def is_field_line(line: bytes) -> bool:
     """Whether `line`, without its CRLF, is one valid field: trailers are checked by it."""
     return _BLOCK.fullmatch(b"\r\n" + line) is not None
+
+
+def _count_hop(fields: RequestFields) -> RequestFields:
+    """This gateway is one of the hops that Max-Forwards allows (RFC 9110, section 7.6.2)."""
+    left = int(fields.max_forwards)
+    if not left:
+        raise Refusal("max-forwards", 501, "Max-Forwards ends here, where requests are only passed on")
+    return fields._replace(forward=_MAX_FORWARDS.sub(b"\r\nmax-forwards: %d" % (left - 1), fields.forward))
 
 
 def _single(values: Sequence[bytes], form: re.Pattern[bytes]) -> bytes:
@@ -290,6 +367,23 @@ def _check_expect(values: Sequence[bytes]) -> bool:
     return True
 
 
+def _read_upgrade(found: Mapping[bytes, Sequence[bytes]], tokens: frozenset[bytes], length: int) -> bytes:
+    """What the connection is to become: nothing but WebSocket, asked for to the letter of RFC 6455, section 4.1."""
+    wanted, versions = found[b"upgrade"], found.get(b"sec-websocket-version", _NONE)
+    if len(wanted) > 1 or wanted[0].lower() != b"websocket":
+        raise upgrade_refused(b", ".join(wanted))
+    if b"upgrade" not in tokens:
+        raise _bad_handshake("Connection does not name Upgrade")
+    if length:
+        raise _bad_handshake("it has a body")
+    if len(versions) != 1 or versions[0] != b"13":
+        fields = (("upgrade", "websocket"), ("sec-websocket-version", "13"))
+        raise Refusal("websocket-version", 426, "of WebSocket, version 13 alone is spoken", fields=fields)
+    if not _single(found.get(b"sec-websocket-key", _NONE), _WEBSOCKET_KEY):
+        raise _bad_handshake("Sec-WebSocket-Key is not the base64 of 16 bytes")
+    return b"websocket"
+
+
 def _tokens(values: Sequence[bytes]) -> frozenset[bytes]:
     if not values:
         return frozenset()
@@ -298,7 +392,7 @@ def _tokens(values: Sequence[bytes]) -> frozenset[bytes]:
 
 def _without_nominated(block: bytes, tokens: frozenset[bytes], what: str) -> bytes:
     """Fields that Connection names are for this hop only (RFC 9110, section 7.6.1)."""
-    names = tokens - {b"close", b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings", b""}
+    names = tokens - {b"close", b"keep-alive", b"te", b"upgrade", b"http2-settings", b""}
     if not names:
         return block
     status = 400 if what == "a request" else 502
@@ -308,16 +402,16 @@ def _without_nominated(block: bytes, tokens: frozenset[bytes], what: str) -> byt
     return re.sub(pattern, b"", block)
 
 
-def _check_incomplete(data: bytes, scanned: int, end: int) -> None:
+def _check_incomplete(data: bytes, scanned: int, end: int, bytes_max: int) -> None:
     """Refuse early what can no longer become a valid head."""
     if end < 0:
-        found = _IMPOSSIBLE.search(data, scanned - 1 if scanned else 0)
+        found = IMPOSSIBLE.search(data, scanned - 1 if scanned else 0)
         if found is not None:
             raise _explain_impossible(data, found)
-    if len(data) > HEAD_BYTES_MAX:
+    if len(data) > bytes_max:
         if b"\r\n" not in data[: TARGET_BYTES_MAX + 64]:
             raise Refusal("target-too-long", 414, f"a request target may have {TARGET_BYTES_MAX} bytes")
-        raise Refusal("head-too-large", 431, f"the head of a request may have {HEAD_BYTES_MAX} bytes")
+        raise Refusal("head-too-large", 431, f"the head of a request may have {bytes_max} bytes")
 
 
 def _explain_impossible(data: bytes, found: re.Match[bytes]) -> Refusal:
@@ -330,7 +424,7 @@ def _explain_impossible(data: bytes, found: re.Match[bytes]) -> Refusal:
 
 def _explain_request_line(data: bytes) -> Refusal:
     line = data.partition(b"\r\n")[0]
-    impossible = _IMPOSSIBLE.search(line)
+    impossible = IMPOSSIBLE.search(line)
     if impossible is not None:
         return _explain_impossible(data, impossible)
     if re.search(rb" HTTP/(?:[02-9]|1\.[2-9]|\d\d)", line):
@@ -341,7 +435,7 @@ def _explain_request_line(data: bytes) -> Refusal:
 
 
 def _explain_block(block: bytes) -> Refusal:
-    impossible = _IMPOSSIBLE.search(block)
+    impossible = IMPOSSIBLE.search(block)
     if impossible is not None:
         return _explain_impossible(block, impossible)
     if re.search(rb"\r\n[ \t]", block):
@@ -349,9 +443,14 @@ def _explain_block(block: bytes) -> Refusal:
     return Refusal("bad-field", 400, "a header field is not of the form 'Name: value'")
 
 
-def _upgrade_refused(value: bytes) -> Refusal:
-    wanted = value[:32].decode("latin-1")
-    return Refusal("upgrade-refused", 501, f"no route tunnels an upgrade to {wanted!r}; ask without Upgrade")
+def upgrade_refused(wanted: bytes) -> Refusal:
+    """What asks for a protocol that the gateway, or the route, does not tunnel."""
+    shown = _UNSHOWN.sub("?", wanted[:32].decode("latin-1"))
+    return Refusal("upgrade-refused", 501, f"here no upgrade to {shown!r} is tunnelled; ask without Upgrade")
+
+
+def _bad_handshake(why: str) -> Refusal:
+    return Refusal("bad-handshake", 400, f"a WebSocket handshake is not valid: {why}")
 
 
 def _ambiguous(found: str, what: str, status: int) -> Refusal:

@@ -7,33 +7,45 @@ A snapshot is swapped by one assignment: requests that have begun finish by the 
 import asyncio
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import structlog
 from quorate_core.clock import Clock, SystemClock
-from quorate_core.errors import Retry
 from quorate_core.tasks import TaskOwner
-from quorate_resilience import BreakerState, RoundRobin
+from quorate_resilience import BreakerState
+from quorate_resilience.shedding import LoadShedder
 
-from quorate_gateway.matching import CompiledRoute, Endpoint
+from quorate_gateway.matching import Endpoint
+from quorate_gateway.proxy.balancing import Balancing
 from quorate_gateway.proxy.counters import PlaneCounters
 from quorate_gateway.proxy.downstream import ClientConnection
+from quorate_gateway.proxy.forwarding import Forwarding
+from quorate_gateway.proxy.limits import DEFAULT_LIMITS, ConnectionCounts, ConnectionLimits
 from quorate_gateway.proxy.refusals import Refusal
+from quorate_gateway.proxy.tls import Certificate, TlsAcceptor
 from quorate_gateway.proxy.upstream import EndpointPool
 from quorate_gateway.snapshot import EMPTY, Snapshot
 
 log = structlog.get_logger(__name__)
 
-CLIENT_CONNECTIONS_MAX = 10_000
 SWEEP_INTERVAL_S = 0.25
 ACCEPT_BACKLOG = 2_048
 
 
 class DataPlane:
-    """Serves `snapshot` to clients once started. `welcome` is what `GET /` answers when no route takes it."""
+    """Serves `snapshot` to clients once started. `welcome` is what `GET /` answers when no route takes it;
+    `trusted_proxies` are networks, for which see `Forwarding`; `zone` is where this gateway stands."""
 
-    def __init__(self, tasks: TaskOwner, welcome: bytes = b"{}\n", clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        tasks: TaskOwner,
+        welcome: bytes = b"{}\n",
+        clock: Clock | None = None,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
+        trusted_proxies: Sequence[str] = (),
+        zone: str = "",
+    ) -> None:
         clock = clock or SystemClock()
         self.monotonic_s = clock.monotonic_s
         self.wall_s = clock.wall_s
@@ -41,32 +53,43 @@ class DataPlane:
         self.counters = PlaneCounters()
         self.welcome = welcome
         self.draining = False
+        self.load = LoadShedder()
         self.clients: set[ClientConnection] = set()
-        self.client_connections_max = CLIENT_CONNECTIONS_MAX
+        self.limits = limits
+        self.connections = ConnectionCounts(limits)
+        self.forwarding = Forwarding(trusted_proxies)
         self._tasks = tasks
         self._pools: dict[str, EndpointPool] = {}
-        self._balancers: dict[str, RoundRobin[Endpoint]] = {}
-        self._server: asyncio.Server | None = None
+        self.balancing = Balancing(clock.monotonic_s, zone)
+        self._server: asyncio.Server | TlsAcceptor | None = None
         self._last_client_left = asyncio.Event()
 
-    async def start(self, listener: socket.socket) -> None:
-        """Accept connections from `listener`."""
+    async def start(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
+        """Accept connections from `listener`, by TLS when there is a certificate."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ClientConnection(self), sock=listener, backlog=ACCEPT_BACKLOG)
+        if certificate is None:
+            self._server = await loop.create_server(
+                lambda: ClientConnection(self), sock=listener, backlog=ACCEPT_BACKLOG
+            )
+        else:
+            self._server = TlsAcceptor(
+                listener, certificate, lambda refusal: ClientConnection(self, refusal), self._tasks,
+                self.limits.head_timeout_s,
+            )  # fmt: skip
+            self._server.start(ACCEPT_BACKLOG)
         self._tasks.start(self._sweep_forever(), "sweep")
 
     def swap(self, snapshot: Snapshot) -> None:
         """Serve by `snapshot` from now on."""
         self._watch_breakers(self.monotonic_s())  # of a breaker that goes, its last change is told too
         self.snapshot = snapshot
+        self.balancing.swap(snapshot)
         for authority, pool in self._pools.items():
             if authority in snapshot.authorities:
                 pool.retired = False
             elif not pool.retired:
                 pool.retire()
         self._drop_empty_pools()
-        for service in self._balancers.keys() - snapshot.endpoints.keys():
-            del self._balancers[service]
         self.counters.keep_routes(frozenset(route.name for route in snapshot.routes))
 
     async def drain(self, timeout_s: float) -> None:
@@ -113,52 +136,30 @@ class DataPlane:
         """Why a new connection is refused, or None."""
         self.clients.add(client)
         self.counters.connections_accepted += 1
-        if len(self.clients) <= self.client_connections_max:
-            return None
-        self.counters.connections_refused += 1
-        detail = f"the gateway serves {self.client_connections_max} connections, and these are taken"
-        return Refusal("too-many-connections", 503, detail, Retry.SAFE)
+        refusal = self.connections.opened(client.counted_as)
+        if refusal is not None:
+            self.counters.connections_refused += 1
+        return refusal
 
     def client_lost(self, client: ClientConnection) -> None:
         self.clients.discard(client)
+        self.connections.closed(client.counted_as)
         if not self.clients:
             self._last_client_left.set()
-
-    def pick(self, route: CompiledRoute, tried: tuple[Endpoint, ...]) -> Endpoint | None:
-        """Whose turn it is, among those that were not tried; who could not be connected to just now comes last."""
-        candidates = self.snapshot.endpoints.get(route.service, ())
-        balancer = self._balancers.get(route.service)
-        if balancer is None:
-            balancer = self._balancers[route.service] = RoundRobin()
-        picked = balancer.pick(candidates, tried)
-        if picked is None:
-            return None
-        pool = self._pools.get(picked.authority)
-        if pool is None or not pool.avoided_until_s:
-            return picked
-        avoided = self._avoided(candidates)
-        if picked not in avoided:
-            return picked
-        return balancer.pick(candidates, (*tried, *avoided)) or picked
 
     def pool(self, endpoint: Endpoint) -> EndpointPool:
         found = self._pools.get(endpoint.authority)
         if found is None:
-            found = EndpointPool(endpoint.host, endpoint.port, endpoint.authority, self._tasks, self.monotonic_s)
+            found = EndpointPool(
+                endpoint.host, endpoint.port, endpoint.authority, self._tasks, self.monotonic_s,
+                self.balancing.reach_changed,
+            )  # fmt: skip
             found.retired = endpoint.authority not in self.snapshot.authorities
             self._pools[endpoint.authority] = found
         return found
 
     def new_request_id(self) -> bytes:
         return b"%016x" % random.getrandbits(64)
-
-    def _avoided(self, candidates: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
-        now_s = self.monotonic_s()
-        return tuple(
-            endpoint
-            for endpoint in candidates
-            if (pool := self._pools.get(endpoint.authority)) is not None and pool.avoided_until_s > now_s
-        )
 
     def _drop_empty_pools(self) -> None:
         gone = [authority for authority, pool in self._pools.items() if pool.retired and pool.is_empty]
@@ -177,6 +178,9 @@ class DataPlane:
                      calls=calls, failed=failed, slow=slow)  # fmt: skip
 
     async def _sweep_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            due_s = loop.time() + SWEEP_INTERVAL_S
             await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.load.measured(max(loop.time() - due_s, 0.0))
             self.sweep()

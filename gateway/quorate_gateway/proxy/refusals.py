@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from types import MappingProxyType
+from typing import NamedTuple
 
 from quorate_core.errors import PROBLEM_URN, Problem, Retry
 
@@ -40,6 +41,22 @@ class Refusal(Exception):
         """Itself, with fields of the policies that had admitted the request, each with its CRLF in front."""
         self.answer_fields = answer_fields
         return self
+
+
+class Reply(NamedTuple):
+    """An answer without a body that the gateway gives in the service's place and that is no failure, such as that to a
+    CORS preflight. `fields` are encoded ones, each with its CRLF in front; `status` is one that has no body (204)."""
+
+    status: int = 204
+    fields: bytes = b""
+
+
+def encode_reply(reply: Reply, *, request_id: bytes, now_s: float, keeps_alive: bool) -> bytes:
+    """The whole answer. It has no Content-Length, as 204 must not (RFC 9110, section 8.6)."""
+    return b"HTTP/1.1 %d %b\r\ndate: %b\r\nx-request-id: %b%b%b\r\n\r\n" % (
+        reply.status, HTTPStatus(reply.status).phrase.encode(), formatdate(now_s, usegmt=True).encode(), request_id,
+        reply.fields, b"" if keeps_alive else b"\r\nconnection: close",
+    )  # fmt: skip
 
 
 def encode_refusal(

@@ -85,14 +85,21 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class EndpointPool:
-    """The connections of one endpoint. `monotonic_s` is the clock's reading."""
+    """The connections of one endpoint. `monotonic_s` is the clock's reading; `reach_changed` is told the authority and
+    until when it is better avoided, when it could not be connected to; or 0, when it can be again."""
 
-    __slots__ = ("_connecting", "_idle", "_monotonic_s", "_open", "_tasks", "_waiters", "authority",
-                 "avoided_until_s", "connect_failures", "connect_timeout_s", "connections_max", "host", "port",
-                 "retired", "waiters_max")  # fmt: skip
+    __slots__ = ("_connecting", "_idle", "_monotonic_s", "_open", "_reach_changed", "_tasks", "_tunnels", "_waiters",
+                 "authority", "avoided_until_s", "connect_failures", "connect_timeout_s", "connections_max", "host",
+                 "port", "retired", "waiters_max")  # fmt: skip
 
     def __init__(
-        self, host: str, port: int, authority: str, tasks: TaskOwner, monotonic_s: Callable[[], float]
+        self,
+        host: str,
+        port: int,
+        authority: str,
+        tasks: TaskOwner,
+        monotonic_s: Callable[[], float],
+        reach_changed: Callable[[str, float], None] | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -105,10 +112,13 @@ class EndpointPool:
         self.waiters_max = WAITERS_MAX
         self._tasks = tasks
         self._monotonic_s = monotonic_s
+        self._reach_changed = reach_changed
         self._idle: deque[UpstreamConnection] = deque()
         """The last used is at the right, and is used first, so that those at the left grow old."""
         self._open: set[UpstreamConnection] = set()
         """Idle and busy ones."""
+        self._tunnels: set[UpstreamConnection] = set()
+        """Detached ones: they serve nobody else any more, but the endpoint still has them."""
         self._connecting = 0
         self._waiters: deque[Waiting] = deque()
 
@@ -130,7 +140,7 @@ class EndpointPool:
 
     @property
     def is_empty(self) -> bool:
-        return not (self._open or self._connecting or self._waiters)
+        return not (self._open or self._tunnels or self._connecting or self._waiters)
 
     def acquire(self, exchange: Waiting, *, fresh: bool = False) -> UpstreamConnection | None:
         """An idle connection, or None: `exchange` will be told. With `fresh` idle ones are not trusted.
@@ -144,7 +154,7 @@ class EndpointPool:
                 return connection
         if len(self._waiters) >= self.waiters_max:
             raise PoolExhausted
-        if self._idle and len(self._open) >= self.connections_max:
+        if self._idle and len(self._open) + len(self._tunnels) >= self.connections_max:
             self.discard(self._idle.popleft())  # makes room for a fresh one
         self._waiters.append(exchange)
         self._connect_for_waiters()
@@ -173,11 +183,18 @@ class EndpointPool:
         connection.exchange = None
         connection.transport.abort()
 
+    def detach(self, connection: UpstreamConnection) -> None:
+        """`connection` belongs for good to whom it serves: a tunnel. It counts as one of the endpoint's until it ends,
+        and is not closed when the pool is retired."""
+        self._open.discard(connection)
+        self._tunnels.add(connection)
+
     def opened(self, connection: UpstreamConnection) -> None:
         self._open.add(connection)
 
     def lost(self, connection: UpstreamConnection) -> None:
         self._open.discard(connection)
+        self._tunnels.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._connect_for_waiters()
@@ -196,7 +213,8 @@ class EndpointPool:
             self.discard(self._idle.popleft())
 
     def _connect_for_waiters(self) -> None:
-        while self._connecting < len(self._waiters) and self._connecting + len(self._open) < self.connections_max:
+        taken = len(self._open) + len(self._tunnels)
+        while self._connecting < len(self._waiters) and self._connecting + taken < self.connections_max:
             self._connecting += 1
             self._tasks.start(self._connect(), f"connect-{self.authority}")
 
@@ -226,7 +244,8 @@ class EndpointPool:
         return connection
 
     def _connected(self, connection: UpstreamConnection) -> None:
-        self.avoided_until_s = 0.0
+        if self.avoided_until_s:
+            self._avoid_until(0.0)
         if self._waiters:
             self._hand(connection)
         elif self.retired:
@@ -242,6 +261,11 @@ class EndpointPool:
 
     def _not_connected(self, reason: str) -> None:
         self.connect_failures += 1
-        self.avoided_until_s = self._monotonic_s() + AVOID_S
+        self._avoid_until(self._monotonic_s() + AVOID_S)
         if self._waiters:
             self._waiters.popleft().not_connected(reason)
+
+    def _avoid_until(self, until_s: float) -> None:
+        self.avoided_until_s = until_s
+        if self._reach_changed is not None:
+            self._reach_changed(self.authority, until_s)

@@ -14,6 +14,7 @@ _COMMANDS = {
     "services": "quorate_cli.services",
     "config": "quorate_cli.config",
     "routes": "quorate_cli.routes",
+    "keys": "quorate_cli.api_keys",
     "cluster": "quorate_cli.cluster",
     "init": "quorate_cli.init",
     "sim": "quorate_cli.sim",

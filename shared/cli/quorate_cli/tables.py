@@ -171,10 +171,10 @@ def history_table(versions: Sequence[ConfigMetadata]) -> Table:
 
 
 def routes_table(routes: Sequence[GatewayRoute]) -> Table:
-    table = _table("route", "takes", "service", "instances", "rate limit", "circuit breaker", right=("instances",))
+    table = _table("route", "takes", "leads to", "instances", "rate limit", "circuit breaker", right=("instances",))
     for route in routes:
         limit = route.rate_limit.summary if route.rate_limit else "-"
-        _add(table, route.name, route.matches, route.service, str(route.endpoints), limit, _breaker(route))
+        _add(table, route.name, route.matches, route.leads_to, str(route.endpoints), limit, _breaker(route))
     return table
 
 

@@ -2,7 +2,9 @@
 take the last good with it."""
 
 import asyncio
+import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +16,16 @@ from quorate_config_center.app import ConfigCenterApp
 from quorate_config_center.history import DocumentHistory
 from quorate_config_center.model import Change, DocumentName, Precondition
 from quorate_core.asgi import Protection, Surface
+from quorate_core.clock import Clock, ManualClock, SystemClock
 from quorate_core.metrics import render_metrics
 from quorate_gateway.admin import create_admin
 from quorate_gateway.control import Control
 from quorate_gateway.metrics import GatewayCollector
-from quorate_gateway.proxy.plane import DataPlane
-from quorate_gateway.snapshot import Snapshot
+from quorate_gateway.snapshot import EMPTY, Snapshot
 from quorate_registry import RegistryApp
+from quorate_resilience.limiters.table import KEYS_MAX
 from quorate_sdk import ControlPlane
+from quorate_sdk.control_plane import Params, StreamEvent
 from quorate_sdk.wire import ConfigFormat
 from quorate_store.port import Store
 from support.gateway_client import Gateway, running_gateway
@@ -54,10 +58,10 @@ async def upstream() -> AsyncIterator[Upstream]:
 class Steered:
     """A data plane steered by a control, and a way to wait for its next snapshot."""
 
-    def __init__(self, gateway: Gateway, control_plane: ControlPlane, data_dir: Path) -> None:
+    def __init__(self, gateway: Gateway, control_plane: ControlPlane, data_dir: Path, clock: Clock) -> None:
         self.gateway = gateway
         self._swapped = asyncio.Event()
-        self.control = Control(control_plane, "default", data_dir, self._swap)
+        self.control = Control(control_plane, "default", data_dir, self._swap, clock=clock)
 
     def _swap(self, snapshot: Snapshot) -> None:
         self.gateway.plane.swap(snapshot)
@@ -92,11 +96,31 @@ class Steered:
         return render_metrics(registry).decode().splitlines()
 
 
+class RecordingControlPlane(ControlPlane):
+    """A real one that remembers from which revision each event stream was asked for."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__([url])
+        self.asked: dict[str, list[int | None]] = {}
+
+    def stream_events(
+        self, path: str, params: Params | None = None, last_event_id: int | None = None
+    ) -> AsyncIterator[StreamEvent]:
+        self.asked.setdefault(path.split("/")[2], []).append(last_event_id)
+        return super().stream_events(path, params, last_event_id)
+
+
 @asynccontextmanager
-async def steered(url: str, data_dir: Path) -> AsyncIterator[Steered]:
-    async with running_gateway() as gateway, ControlPlane([url]) as control_plane:
-        gateway.plane.swap(DataPlane(gateway.plane._tasks).snapshot)  # as it is before anything is known
-        steered = Steered(gateway, control_plane, data_dir)
+async def steered(url: str, data_dir: Path, clock: Clock | None = None) -> AsyncIterator[Steered]:
+    async with RecordingControlPlane(url) as control_plane, steered_by(control_plane, data_dir, clock) as steered:
+        yield steered
+
+
+@asynccontextmanager
+async def steered_by(control_plane: ControlPlane, data_dir: Path, clock: Clock | None = None) -> AsyncIterator[Steered]:
+    async with running_gateway() as gateway:
+        gateway.plane.swap(EMPTY)  # as it is before anything is known
+        steered = Steered(gateway, control_plane, data_dir, clock or SystemClock())
         await steered.control.start()
         try:
             yield steered
@@ -104,15 +128,15 @@ async def steered(url: str, data_dir: Path) -> AsyncIterator[Steered]:
             await steered.control.stop()
 
 
-async def publish(node: NodeServer, content: str) -> httpx.Response:
+async def publish(node: NodeServer, content: str, key: str = "routes.yaml") -> httpx.Response:
     async with httpx.AsyncClient() as client:
-        return await client.put(f"{node.url}/v1/config/default/gateway/routes.yaml", content=content)
+        return await client.put(f"{node.url}/v1/config/default/gateway/{key}", content=content)
 
 
-async def register(node: NodeServer, instance_id: str, port: int, status: str = "UP") -> None:
+async def register(node: NodeServer, instance_id: str, port: int, status: str = "UP", version: str = "") -> None:
     async with httpx.AsyncClient() as client:
         url = f"{node.url}/v1/registry/default/services/order/instances/{instance_id}"
-        spec = {"host": "127.0.0.1", "port": port, "ttl_s": 600, "status": status}
+        spec = {"host": "127.0.0.1", "port": port, "ttl_s": 600, "status": status, "version": version}
         (await client.put(url, json=spec)).raise_for_status()
 
 
@@ -216,6 +240,64 @@ async def test_a_restart_without_a_control_plane_serves_from_disk_and_says_how_o
         assert gateway.control.stale_s > 0
 
 
+async def test_the_age_is_of_the_last_confirmation_also_after_a_restart_and_not_of_the_last_change(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    data_dir, clock = tmp_path / "gateway", ManualClock()
+    async with steered(node.url, data_dir, clock) as gateway:
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        await gateway.gateway.until(lambda: gateway.control.connected)
+        clock.advance(3_600)  # an hour in which nothing changes, and all of it is confirmed
+        assert gateway.control.stale_s == 0
+    for name in ("good-routes.json", "documents.json", "registry.json"):
+        os.utime(data_dir / name, (0, 0))
+    clock.advance(500)
+    async with steered(f"http://127.0.0.1:{unused_port()}", data_dir, clock) as gateway:
+        await gateway.until_routed("order-1")
+        assert gateway.control.stale_s == 500
+        clock.advance(20)
+        assert (await gateway.admin("/v1/gateway/snapshot")).json()["stale_s"] == 520
+        assert "quorate_gateway_snapshot_age_seconds 520.0" in gateway.metrics()
+        clock.advance(5)
+    # A second restart without a control plane makes nothing younger, and a clock that was set back nothing negative.
+    async with steered(f"http://127.0.0.1:{unused_port()}", data_dir, clock) as gateway:
+        assert gateway.control.stale_s == 525
+    async with steered(f"http://127.0.0.1:{unused_port()}", data_dir, ManualClock(10)) as gateway:
+        assert gateway.control.stale_s == 0
+    async with steered(node.url, data_dir, clock) as gateway:
+        await gateway.gateway.until(lambda: gateway.control.connected)
+        assert gateway.control.stale_s == 0
+
+
+async def test_a_watch_that_breaks_goes_on_from_its_revision(
+    node: NodeServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with (
+        Upstream() as second,
+        RecordingControlPlane(node.url) as control_plane,
+        steered_by(control_plane, tmp_path / "gateway") as gateway,
+    ):
+        await publish(node, ROUTES)
+        await register(node, "order-1", upstream.port)
+        await gateway.until_routed("order-1")
+        known = gateway.control.revisions
+        assert control_plane.asked == {"config": [None], "registry": [None]}
+        await node.stop()
+        await gateway.gateway.until(lambda: not gateway.control.connected)
+        await node.start()
+        await publish(node, ROUTES + OTHER)
+        await register(node, "order-2", second.port)
+        await gateway.until_routed("order-1", "order-2")
+        await gateway.until(lambda: len(gateway.gateway.plane.snapshot.routes) == 2)
+        for stream in ("config", "registry"):
+            _, *resumed = control_plane.asked[stream]
+            assert resumed
+            assert all(revision is not None and revision >= known.routes_revision for revision in resumed)
+        assert gateway.control.revisions.newest > known.newest
+
+
 async def test_the_good_routes_alone_are_enough_for_a_restart_without_a_control_plane(
     node: NodeServer, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -264,7 +346,7 @@ async def test_a_first_start_without_a_control_plane_is_not_ready_and_says_so(tm
 async def test_a_damaged_copy_on_disk_does_no_harm(node: NodeServer, tmp_path: Path, damage: bytes) -> None:
     data_dir = tmp_path / "gateway"
     data_dir.mkdir()
-    for name in ("good-routes.json", "documents.json", "registry.json"):
+    for name in ("good-routes.json", "documents.json", "registry.json", "confirmed.json"):
         (data_dir / name).write_bytes(damage)
     await publish(node, ROUTES)
     async with steered(node.url, data_dir) as gateway:
@@ -284,18 +366,27 @@ async def test_the_admin_api_shows_routes_endpoints_and_connections_and_explains
 
         [route] = (await gateway.admin("/v1/gateway/routes")).json()
         assert (route["name"], route["service"], route["endpoints"]) == ("orders", "order", 1)
-        assert route["route"]["retry"] == {"attempts": 1}
+        assert route["route"]["retry"]["attempts"] == 1
+        assert route["destinations"] == [{"service": "order", "version": None, "weight": 1}]
         one, two = (await gateway.admin("/v1/gateway/endpoints")).json()
         assert (one["instance"], one["routed"], one["pool"]["idle"]) == ("order-1", True, 1)
         assert (two["instance"], two["routed"], two["reason"]) == ("order-2", False, "status OUT_OF_SERVICE")
+        assert (await gateway.admin("/v1/gateway/clusters")).json() == [
+            {"service": "order", "instances": 2, "endpoints": 1, "versions": {"": 1}, "zones": {"": 1},
+             "routes": [{"route": "orders", "version": None, "policy": "least_request", "zone_aware": True,
+                         "key": None}]}
+        ]  # fmt: skip
         connections = (await gateway.admin("/v1/gateway/connections")).json()
         assert connections == {"total": 1, "clients": [{"address": "127.0.0.1", "state": "idle"}], "leaving": []}
         assert (await gateway.admin("/v1/gateway/routes/schema")).json()["title"] == "Routes of the gateway"
 
         explained = (await gateway.admin("/v1/gateway/explain?path=/orders/7%3Fa&host=shop.example")).json()
         assert explained == {
-            "route": "orders", "service": "order", "upstream_target": "/v2/7?a", "rule": None,
+            "route": "orders", "service": "order", "upstream_target": "/v2/7?a", "upstream_host": "shop.example",
+            "rule": None, "balance": "least_request",
             "endpoints": [f"order-1 (127.0.0.1:{upstream.port})"],
+            "shares": [{"service": "order", "version": None, "percent": 100.0,
+                        "endpoints": [f"order-1 (127.0.0.1:{upstream.port})"]}],
             "considered": [{"route": "orders", "refused_by": None}],
             "policies": [
                 {"policy": "circuit_breaker", "rule": "circuit-open", "lets_through": True,
@@ -307,6 +398,58 @@ async def test_the_admin_api_shows_routes_endpoints_and_connections_and_explains
         smuggled = "/v1/gateway/explain?path=/orders&header=X-A:%201%0d%0a%0d%0aGET%20/admin"
         assert (await gateway.admin(smuggled)).status_code == 400
         assert (await gateway.admin("/v1/gateway/explain")).status_code == 400
+
+
+GUARDED = """\
+routes:
+  - name: orders
+    match: {path_template: "/orders/{id}", methods: [GET]}
+    split: [{service: order, version: v1, weight: 3}, {service: order, version: v2, weight: 1}]
+    split_key: api_key
+    rewrite: {path: "/v2/{id}", host: order.internal}
+    auth: {api_key: {}}
+    cors: {origins: ["https://shop.example"]}
+    rate_limit: {requests_per_second: 0.001, burst: 2, key: api_key}
+"""
+KEYS = f"keys: [{{id: web, sha256: {hashlib.sha256(b'secret').hexdigest()}}}]\n"
+
+
+async def test_an_explanation_tells_every_rule_that_would_apply_in_its_order_and_spends_nothing(
+    node: NodeServer, tmp_path: Path
+) -> None:
+    async with steered(node.url, tmp_path / "gateway") as gateway:
+        await publish(node, KEYS, "api-keys.yaml")
+        await publish(node, GUARDED)
+        await register(node, "order-1", 7_001, version="v1")
+        await register(node, "order-2", 7_002, version="v2")
+        await gateway.until_routed("order-1", "order-2")
+        explain = "/v1/gateway/explain?path=/orders/7"
+        origin = "&header=origin:%20https://shop.example"
+
+        stranger = (await gateway.admin(explain + origin)).json()
+        assert stranger["rule"] == "unauthenticated"
+        assert [(one["policy"], one["lets_through"]) for one in stranger["policies"]] == [
+            ("cors", True), ("auth", False), ("rate_limit", True), ("circuit_breaker", True),
+        ]  # fmt: skip
+        assert [(share["version"], share["percent"]) for share in stranger["shares"]] == [("v1", 75.0), ("v2", 25.0)]
+        assert (stranger["upstream_target"], stranger["upstream_host"]) == ("/v2/7", "order.internal")
+
+        for _ in range(3):
+            known = (await gateway.admin(explain + origin + "&header=x-api-key:%20secret")).json()
+            assert known["rule"] is None
+            assert known["policies"][1]["summary"] == "API key 'web'"
+            assert known["policies"][2]["summary"].endswith("; 2 left now")
+            [share] = known["shares"]
+            assert (share["percent"], len(known["endpoints"])) == (100.0, 1)
+        preflight = f"{explain}{origin}&method=OPTIONS&header=access-control-request-method:%20GET"
+        assert (await gateway.admin(preflight)).json()["rule"] == "cors-preflight"
+        other = (await gateway.admin(explain + "&header=origin:%20https://evil.example")).json()
+        assert other["policies"][0]["summary"].endswith("no origin that may read the answer")
+        shown = (await gateway.admin("/v1/gateway/snapshot")).json()
+        assert (shown["api_keys_version"], shown["api_keys"], shown["api_keys_rejected"]) == (1, 1, None)
+        [cluster] = (await gateway.admin("/v1/gateway/clusters")).json()
+        assert cluster["versions"] == {"v1": 1, "v2": 1}
+        assert [route["version"] for route in cluster["routes"]] == ["v1", "v2"]
 
 
 LIMITED = ROUTES + "    rate_limit: {requests_per_second: 0.001, burst: 3, key: client}\n"
@@ -343,6 +486,10 @@ async def test_another_route_that_is_published_resets_neither_bucket_nor_breaker
         ("rate_limit: {requests_per_second: -1}", 5, "greater than or equal to 0.001"),
         ("circuit_breaker: {window_ms: 0}", 5, "greater than or equal to 100"),
         ("rate_limits: {requests_per_second: 1}", 5, "did you mean 'rate_limit'?"),
+        ("rate_limit: {algorithm: sliding_window, requests: 1, sub_window: 3}", 5, "did you mean 'sub_windows'?"),
+        ("rate_limit: {algorithm: leaky, requests: 1}", 5, "'algorithm' is one of 'token_bucket'"),
+        ("auth: {jwt: {provider: staff}}", 5, "no provider is called 'staff'"),
+        ("version: v1\nexpect:\n  - GET /order -> orders", 7, "but no route takes it"),
     ],
 )
 async def test_a_policy_that_can_mean_nothing_is_refused_at_publish_with_its_line(
@@ -367,7 +514,7 @@ async def test_the_admin_api_shows_the_state_of_limits_and_breakers_and_whom_the
                 assert (await client.get(fields=f"X-Api-Key: {key}\r\n")).status == 200
         answer = await gateway.admin("/v1/gateway/policies?route=orders")
         limit = answer.json()["rate_limit"]
-        assert (limit["keys"], limit["keys_max"], limit["admitted"]) == (2, 10_000, 4)
+        assert (limit["keys"], limit["keys_max"], limit["admitted"]) == (2, KEYS_MAX, 4)
         assert [round(bucket["left"]) for bucket in limit["nearest"]] == [0, 2]
         assert "secret" not in answer.text
         assert (await gateway.admin("/v1/gateway/policies?route=nowhere")).status_code == 404

@@ -3,11 +3,15 @@
 import asyncio
 import hashlib
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
-from support.gateway_attacks import ATTACKS, Attack
+from quorate_gateway.proxy.limits import ConnectionLimits
+from support.gateway_attacks import ATTACKS, HANDSHAKE_UNROUTED, Attack
 from support.gateway_client import running_gateway
-from support.gateway_upstream import Exchange, Upstream
+from support.gateway_upstream import WAIT_S_MAX, Exchange, Upstream
 
 
 async def echo(exchange: Exchange) -> None:
@@ -69,7 +73,8 @@ async def test_one_connection_each_way_serves_many_requests() -> None:
 
 
 async def test_requests_take_turns_over_the_endpoints() -> None:
-    async with Upstream() as one, Upstream() as two, running_gateway(one, two) as gateway:
+    routes = "  - {match: {path_prefix: /orders}, service: order, balance: {policy: round_robin}}\n"
+    async with Upstream() as one, Upstream() as two, running_gateway(one, two, routes=routes) as gateway:
         client = await gateway.client()
         for _ in range(10):
             await client.get()
@@ -97,15 +102,118 @@ async def test_a_thousand_pipelined_requests_that_the_gateway_answers_itself_do_
         assert [(await client.answer()).status for _ in range(2_000)] == [404] * 2_000
 
 
-async def test_a_chunked_request_goes_through_without_extensions_and_trailers() -> None:
+async def test_a_chunked_request_goes_through_without_extensions() -> None:
     async with Upstream(echo) as upstream, running_gateway(upstream) as gateway:
         client = await gateway.client()
         await client.send(b"POST /orders HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for piece in (b"5;a=b\r\nhel", b"lo\r", b"\n1\r\n!\r\n0\r\nX-T: 1\r\n", b"\r\n"):
+        for piece in (b"5;a=b\r\nhel", b"lo\r", b"\n1\r\n!\r\n0\r\n", b"\r\n"):
             await client.send(piece)
         assert (await client.answer()).body == b"hello!"
         assert upstream.requests[0].field("content-length") is None
         assert (await client.get()).status == 200
+
+
+async def test_trailers_go_through_both_ways_save_those_that_would_change_the_head() -> None:
+    trailers = b"0\r\nX-Checksum: abc\r\nAuthorization: root\r\nx-forwarded-for: 8.8.8.8\r\n\r\n"
+
+    async def echo_trailers(exchange: Exchange) -> None:
+        assert exchange.request.field("te") == "trailers"
+        assert exchange.request.field("trailer") == "X-Checksum"
+        assert await exchange.reader.readuntil(b"0\r\n") == b"5\r\nhello\r\n0\r\n"
+        assert await exchange.reader.readuntil(b"\r\n\r\n") == b"X-Checksum: abc\r\n\r\n"
+        await exchange.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n\r\n" + trailers)
+
+    head = b"POST /orders HTTP/1.1\r\nHost: shop\r\nTE: trailers\r\nConnection: TE\r\nTrailer: X-Checksum\r\n"
+    async with Upstream(echo_trailers) as upstream, running_gateway(upstream) as gateway:
+        client = await gateway.client()
+        for _ in range(2):
+            await client.send(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + trailers)
+            assert b"\r\nTrailer: X-Checksum\r\n" in await client.until(b"\r\n\r\n")
+            assert await client.until(b"\r\n\r\n") == b"0\r\nX-Checksum: abc\r\n\r\n"
+        assert upstream.connections == 1
+
+
+async def test_a_message_says_by_which_gateways_it_came() -> None:
+    async with Upstream() as upstream, running_gateway(upstream) as gateway:
+        client = await gateway.client()
+        await client.get(fields="Via: 1.0 edge\r\n")
+        assert [value for name, value in upstream.requests[0].fields if name == "via"] == ["1.0 edge", "1.1 quorate"]
+        await client.send(b"GET /orders HTTP/1.0\r\n\r\n")
+        await client.rest()
+        assert upstream.requests[1].field("via") == "1.0 quorate"
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Connection: close"])
+async def test_events_of_a_server_arrive_one_by_one_and_a_client_that_leaves_ends_them(framing: str) -> None:
+    more = asyncio.Event()
+
+    async def events(exchange: Exchange) -> None:
+        await exchange.send(f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}\r\n\r\n".encode())
+        for number in range(3):
+            event = b"data: %d\n\n" % number
+            await exchange.send(b"%x\r\n%b\r\n" % (len(event), event) if "chunked" in framing else event)
+            await more.wait()
+            more.clear()
+        await exchange.until_closed()
+
+    async with Upstream(events) as upstream, running_gateway(upstream) as gateway:
+        client = await gateway.client()
+        await client.send(b"GET /orders HTTP/1.1\r\nHost: shop\r\nAccept: text/event-stream\r\n\r\n")
+        await client.until(b"\r\n\r\n")
+        for number in range(3):
+            await client.until(b"data: %d\n\n" % number)  # before the upstream has gone on
+            more.set()
+        client.close()
+        await upstream.until(lambda: upstream.open_connections == 0)
+
+
+async def test_a_trusted_proxy_is_believed_and_limits_know_the_client_behind_it() -> None:
+    routes = (
+        "  - match: {path_prefix: /orders}\n    service: order\n"
+        "    rate_limit: {requests_per_second: 0.001, burst: 1, key: client}\n"
+    )
+    limits = ConnectionLimits(connections_per_client_max=1)
+    async with (
+        Upstream() as upstream,
+        running_gateway(upstream, routes=routes, limits=limits, trusted_proxies=("127.0.0.0/8",)) as gateway,
+    ):
+        client, other = await gateway.client(), await gateway.client()  # of a proxy, not counted as one client's
+        for address, status in (
+            ("192.0.2.1", 200),
+            ("192.0.2.2", 200),
+            ("192.0.2.1", 429),
+            ("8.8.8.8, 192.0.2.2", 429),
+        ):
+            answer = await client.get(fields=f"X-Forwarded-For: {address}\r\nX-Forwarded-Proto: https\r\n")
+            assert answer.status == status
+        assert (await other.get(fields="Forwarded: for=192.0.2.3;proto=https\r\n")).status == 200
+        assert [request.field("x-forwarded-for") for request in upstream.requests] == [
+            f"192.0.2.{number}, 127.0.0.1" for number in (1, 2, 3)
+        ]
+        assert {request.field("x-forwarded-proto") for request in upstream.requests} == {"https"}
+
+
+async def test_a_client_may_hold_so_many_connections_and_no_more() -> None:
+    limits = ConnectionLimits(connections_per_client_max=2)
+    async with Upstream() as upstream, running_gateway(upstream, limits=limits) as gateway:
+        clients = [await gateway.client() for _ in range(3)]
+        assert [(await client.get()).status for client in clients[:2]] == [200, 200]
+        answer = await clients[2].answer()
+        assert (answer.status, json.loads(answer.body)["rule"]) == (429, "too-many-connections-of-client")
+        assert await clients[2].rest() == b""
+        for client in clients:
+            client.close()
+        await gateway.until(lambda: gateway.plane.connections.total == 0)
+        assert (await (await gateway.client()).get()).status == 200
+
+
+async def test_limits_of_heads_are_the_gateways_own() -> None:
+    limits = ConnectionLimits(head_bytes_max=200, head_fields_max=4)
+    async with Upstream() as upstream, running_gateway(upstream, limits=limits) as gateway:
+        assert (await (await gateway.client()).get(fields="A: 1\r\nB: 2\r\nC: 3\r\n")).status == 200
+        for fields, rule in (("A: 1\r\n" * 4, "too-many-fields"), (f"A: {'a' * 200}\r\n", "head-too-large")):
+            answer = await (await gateway.client()).get(fields=fields)
+            assert (answer.status, json.loads(answer.body)["rule"]) == (431, rule)
 
 
 async def test_a_chunked_answer_arrives_piece_by_piece() -> None:
@@ -181,8 +289,29 @@ async def test_who_expects_100_continue_gets_it_once_there_is_an_upstream() -> N
         await client.send(b"hello")
         assert (await client.answer()).body == b"hello"
         assert upstream.requests[0].field("expect") is None
-        await client.send(b"POST /nowhere HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
-        assert (await client.answer()).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [("/nowhere", 5, 404), ("/orders", 100, 413), ("/empty", 5, 503), ("/limited", 5, 429)],
+)
+async def test_who_expects_100_continue_and_is_refused_hears_so_before_the_body(
+    path: str, length: int, status: int
+) -> None:
+    routes = (
+        "  - {match: {path_prefix: /orders}, service: order, request_bytes_max: 50}\n"
+        "  - {match: {path_prefix: /empty}, service: nobody}\n"
+        "  - {match: {path_prefix: /limited}, service: order, rate_limit: {requests_per_second: 0.001, burst: 1}}\n"
+    )
+    async with Upstream(echo) as upstream, running_gateway(upstream, routes=routes) as gateway:
+        client = await gateway.client()
+        await client.get("/limited")
+        await client.send(
+            f"POST {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert (await client.until(b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
+        assert b"\r\nconnection: close\r\n" in await client.rest()
+        assert len(upstream.requests) == 1
 
 
 async def test_http_1_0_gets_bare_bodies_and_keeps_its_connection_only_when_it_asks() -> None:
@@ -202,6 +331,9 @@ async def test_http_1_0_gets_bare_bodies_and_keeps_its_connection_only_when_it_a
             )
         await client.send(b"GET /orders HTTP/1.0\r\n\r\n")
         assert (await client.rest()).endswith(b"connection: close\r\n\r\n")
+        client = await gateway.client()
+        await client.send(b"GET /nowhere HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in await client.rest()
 
 
 async def test_connection_close_is_honoured_both_ways() -> None:
@@ -255,6 +387,81 @@ async def test_a_large_body_is_streamed_both_ways() -> None:
         assert seen.hexdigest() == received.hexdigest() == expected
 
 
+STREAM_BYTES = 256 * 1024 * 1024
+HELD_BYTES_MAX = 48 * 1024 * 1024
+"""Of memory, in this process: the client, the gateway, the upstream and what the allocator keeps."""
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Zeros:
+    """STREAM_BYTES of them; `sent` counts those that the writer's own buffer has left."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def write(self, writer: asyncio.StreamWriter) -> None:
+        piece = bytes(1 << 18)
+        while self.sent < STREAM_BYTES:
+            writer.write(piece)
+            async with asyncio.timeout(WAIT_S_MAX):
+                await writer.drain()
+            self.sent += len(piece)
+
+    async def read_late(self, reader: asyncio.StreamReader) -> int:
+        """Begins when the writer is stuck. The most memory that was held meanwhile."""
+        before = -1
+        while before != self.sent or not self.sent:
+            before = self.sent
+            for _ in range(500):
+                await asyncio.sleep(0)
+        most, left = resident_bytes(), STREAM_BYTES
+        while left:
+            async with asyncio.timeout(WAIT_S_MAX):
+                data = await reader.read(1 << 17)
+            assert data
+            left -= len(data)
+            most = max(most, resident_bytes())
+        return most
+
+
+async def test_a_slow_client_of_a_fast_upstream_takes_bounded_memory() -> None:
+    zeros = Zeros()
+
+    async def send(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % STREAM_BYTES)
+        await zeros.write(exchange.writer)
+
+    async with Upstream(send) as upstream, running_gateway(upstream) as gateway:
+        before = resident_bytes()
+        client = await gateway.client()
+        await client.send(b"GET /orders HTTP/1.1\r\nHost: shop\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        assert await zeros.read_late(client.reader) < before + HELD_BYTES_MAX
+        assert (await client.get("/nowhere")).status == 404  # in its place behind the body
+
+
+async def test_a_fast_client_of_a_slow_upstream_takes_bounded_memory() -> None:
+    zeros = Zeros()
+    held = 0
+
+    async def receive(exchange: Exchange) -> None:
+        nonlocal held
+        held = await zeros.read_late(exchange.reader)
+        await exchange.reply(b"all")
+
+    routes = "  - {match: {path_prefix: /orders}, service: order, request_bytes_max: 300000000}\n"
+    async with Upstream(receive) as upstream, running_gateway(upstream, routes=routes) as gateway:
+        before = resident_bytes()
+        client = await gateway.client()
+        await client.send(b"POST /orders HTTP/1.1\r\nHost: shop\r\nContent-Length: %d\r\n\r\n" % STREAM_BYTES)
+        await zeros.write(client.writer)
+        assert (await client.answer()).body == b"all"
+        assert held < before + HELD_BYTES_MAX
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.what)
 async def test_an_attack_is_answered_and_never_becomes_a_request(attack: Attack) -> None:
     """A request may have begun when a later chunk turns out to be bad; none may have reached the upstream whole."""
@@ -276,3 +483,17 @@ async def test_an_attack_is_answered_and_never_becomes_a_request(attack: Attack)
         assert completed == []
         if attack.rule != "bad-chunk":
             assert upstream.requests == []
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, HANDSHAKE_UNROUTED], ids=lambda attack: attack.what)
+async def test_what_stands_behind_an_attack_never_reaches_the_upstream(attack: Attack) -> None:
+    """Never two requests where one was meant."""
+    routes = "  - {match: {path_prefix: /}, service: order}\n"
+    async with Upstream(echo) as upstream, running_gateway(upstream, routes=routes) as gateway:
+        client = await gateway.client()
+        await client.send(attack.request + b"GET /admin HTTP/1.1\r\nHost: admin.example\r\nConnection: close\r\n\r\n")
+        answers = len(re.findall(rb"HTTP/1\.1 [1-5][0-9]{2} ", await client.rest()))
+        meant = 1 if attack is HANDSHAKE_UNROUTED else 0  # it is refused, and whole: the next request is one
+        assert answers == 1 + meant
+        targets = [request.target for request in upstream.requests]
+        assert targets in ([], ["/orders"]) if not meant else targets == ["/admin"]

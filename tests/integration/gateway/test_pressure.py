@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from quorate_gateway.proxy.downstream import PIPELINED_BYTES_MAX
+from quorate_gateway.proxy.limits import ConnectionLimits
 from quorate_gateway.proxy.upstream import EndpointPool
 from support.gateway_client import Answer, Gateway, running_gateway
 from support.gateway_upstream import Exchange, Upstream, say_hello
@@ -22,7 +23,7 @@ def only_pool(gateway: Gateway) -> EndpointPool:
 
 async def test_connections_over_the_limit_are_answered_and_closed() -> None:
     async with Upstream() as upstream, running_gateway(upstream) as gateway:
-        gateway.plane.client_connections_max = 2
+        gateway.plane.connections.limits = ConnectionLimits(client_connections_max=2)
         clients = [await gateway.client() for _ in range(3)]
         assert [(await client.get()).status for client in clients[:2]] == [200, 200]
         answer = await clients[2].answer()

@@ -5,7 +5,8 @@ import json
 
 import pytest
 from quorate_core.clock import ManualClock
-from quorate_gateway.proxy.downstream import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, LINGER_S
+from quorate_gateway.proxy.downstream import LINGER_S
+from quorate_gateway.proxy.limits import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from quorate_gateway.proxy.upstream import AVOID_S, IDLE_S_MAX
 from support.gateway_client import Client, Gateway, running_gateway
 from support.gateway_upstream import Exchange, Upstream, give_back, unused_port

@@ -3,13 +3,13 @@
 import pytest
 from quorate_gateway.proxy.framing import (
     CHUNKED,
-    HEAD_BYTES_MAX,
     UNTIL_CLOSE,
     RequestHead,
     ResponseHead,
     read_request_head,
     read_response_head,
 )
+from quorate_gateway.proxy.limits import HEAD_BYTES_MAX, ConnectionLimits
 from quorate_gateway.proxy.refusals import Refusal
 
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -45,8 +45,10 @@ def test_fields_that_are_nobodys_business_are_forwarded_as_they_came() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        b"Connection: keep-alive", b"KEEP-ALIVE: timeout=5", b"Proxy-Connection: close", b"TE: trailers",
-        b"Trailer: X-A", b"Proxy-Authorization: Basic abc", b"Proxy: http://evil", b"X-Forwarded-For: 1.2.3.4",
+        b"Connection: keep-alive", b"KEEP-ALIVE: timeout=5", b"Proxy-Connection: close", b"TE: gzip",
+        b"X-Quorate-Subject: root", b"x_quorate_api_key_id: root", b"X_Forwarded_For: 1.2.3.4", b"X-Real_IP: 1.2.3.4",
+        b"X-Request-Timeout-Ms: 5", b"X_Request_Id: mine",
+        b"Proxy-Authorization: Basic abc", b"Proxy: http://evil", b"X-Forwarded-For: 1.2.3.4",
         b"x-forwarded-proto: https", b"X-Forwarded-Host: evil", b"X-Forwarded-Prefix: /x", b"Forwarded: for=1.2.3.4",
         b"X-Real-IP: 1.2.3.4", b"X-Request-Id: mine", b"Traceparent: " + TRACE, b"Expect: 100-continue",
         b"HTTP2-Settings: AAA",
@@ -68,6 +70,80 @@ def test_fields_that_connection_names_are_not_forwarded() -> None:
     head = request(b"X-Hop: 1\r\nConnection: close, x-hop\r\nX-Hop-Not: 2\r\n")
     assert head.fields.forward == b"\r\nHost: shop\r\nX-Hop-Not: 2"
     assert head.fields.wants_close
+
+
+def test_the_gateway_takes_trailers_for_a_client_that_does_and_says_so_itself() -> None:
+    assert request(b"TE: gzip;q=0.5, trailers\r\nConnection: TE\r\n").fields.forward == (
+        b"\r\nHost: shop\r\nconnection: te\r\nte: trailers"
+    )
+
+
+def test_the_names_of_trailers_to_come_are_passed_on_unless_they_are_for_this_hop() -> None:
+    assert request(b"Trailer: X-A\r\n").fields.forward == b"\r\nHost: shop\r\nTrailer: X-A"
+    assert request(b"Trailer: X-A\r\nConnection: trailer\r\n").fields.forward == b"\r\nHost: shop"
+
+
+def test_the_time_that_a_caller_still_waits_is_read_when_it_is_said_once() -> None:
+    assert request(b"X-Request-Timeout-Ms: 250\r\n").fields.timeout_ms == b"250"
+    assert request(b"X-Request-Timeout-Ms: 250\r\nx-request-timeout-ms: 9\r\n").fields.timeout_ms == b""
+    assert request(b"X-Request-Timeout-Ms: soon\r\n").fields.timeout_ms == b""
+
+
+HANDSHAKE = (
+    b"Upgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def test_a_websocket_handshake_asks_the_upstream_anew() -> None:
+    fields = request(HANDSHAKE).fields
+    assert fields.upgrade == b"websocket"
+    assert fields.forward == (
+        b"\r\nHost: shop\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        b"\r\nconnection: upgrade\r\nupgrade: websocket"
+    )
+
+
+@pytest.mark.parametrize("fields", [HANDSHAKE, b"Upgrade: h2c\r\nConnection: Upgrade\r\n"])
+def test_an_upgrade_in_http_1_0_is_ignored_also_when_the_block_is_known(fields: bytes) -> None:
+    old = request(fields, line=b"GET / HTTP/1.0")
+    assert old.fields.upgrade == b""
+    assert b"pgrade" not in old.fields.forward
+    if fields is HANDSHAKE:
+        data = b"GET / HTTP/1.0\r\nHost: shop\r\n" + fields + b"\r\n"
+        again = read_request_head(data, request(fields).fields)
+        assert again is not None
+        assert again.fields == old.fields
+
+
+def test_a_known_handshake_does_not_excuse_another_method() -> None:
+    data = b"POST / HTTP/1.1\r\nHost: shop\r\n" + HANDSHAKE + b"\r\n"
+    with pytest.raises(Refusal):
+        read_request_head(data, request(HANDSHAKE).fields)
+
+
+def test_options_and_trace_go_so_many_hops_and_others_do_not_care() -> None:
+    fields = b"Max-Forwards: 3\r\n"
+    first = request(fields, line=b"OPTIONS / HTTP/1.1").fields
+    assert first.forward == b"\r\nHost: shop\r\nmax-forwards: 2"
+    again = read_request_head(b"TRACE / HTTP/1.1\r\nHost: shop\r\n" + fields + b"\r\n", first)
+    assert again is not None
+    assert again.fields.forward == first.forward
+    assert request(b"Max-Forwards: 0\r\n").fields.forward == b"\r\nHost: shop\r\nMax-Forwards: 0"
+    with pytest.raises(Refusal) as refused:
+        request(b"Max-Forwards: 0\r\n", line=b"TRACE / HTTP/1.1")
+    assert refused.value.rule == "max-forwards"
+
+
+def test_limits_of_a_head_are_exact() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: shop\r\nA: " + b"a" * 100 + b"\r\n\r\n"
+    end = len(head) - 4
+    assert read_request_head(head, None, 0, ConnectionLimits(head_bytes_max=end)) is not None
+    assert read_request_head(head, None, 0, ConnectionLimits(head_fields_max=2)) is not None
+    for limits in (ConnectionLimits(head_bytes_max=end - 1), ConnectionLimits(head_fields_max=1)):
+        with pytest.raises(Refusal) as refused:
+            read_request_head(head, None, 0, limits)
+        assert refused.value.status == 431
 
 
 def test_a_sane_request_id_and_a_valid_trace_are_kept() -> None:
@@ -118,6 +194,7 @@ def test_the_body_has_the_length_that_one_field_says(fields: bytes, length: int)
 def test_absolute_form_becomes_origin_form() -> None:
     assert request(line=b"GET http://SHOP/a?b HTTP/1.1").target == b"/a?b"
     assert request(line=b"GET http://shop HTTP/1.1").target == b"/"
+    assert request(line=b"GET https://shop/a HTTP/1.1").target == b"/a"
 
 
 def test_escapes_of_unreserved_characters_are_resolved_and_others_kept() -> None:
@@ -166,6 +243,23 @@ def test_fields_of_this_hop_are_not_passed_to_the_client() -> None:
     assert head.forward == b"\r\nA: 1\r\nContent-Length: 0"
     assert head.keeps_alive
     assert not head.is_unchanged
+
+
+@pytest.mark.parametrize(
+    "connection", [b"Connection: keep-alive", b"connection:Keep-Alive", b"CONNECTION:  KEEP-ALIVE"]
+)
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_an_answer_that_keeps_its_connection_is_read_alike_in_few_steps_and_in_many(
+    connection: bytes, place: int
+) -> None:
+    """A field more for this hop takes the long way."""
+    fields = [b"A: Connection: keep-alive", b"Content-Length: 2", b"Connection-Id: 7"]
+    fields.insert(place, connection)
+    lines = b"HTTP/1.1 200 OK\r\n" + b"\r\n".join(fields)
+    short, long = response(lines + b"\r\n\r\n"), response(lines + b"\r\nKeep-Alive: timeout=5\r\n\r\n")
+    assert short.forward == long.forward == b"\r\nA: Connection: keep-alive\r\nContent-Length: 2\r\nConnection-Id: 7"
+    assert short[:-1] == long[:-1]
+    assert (short.length, short.keeps_alive, short.is_unchanged) == (2, True, False)
 
 
 @pytest.mark.parametrize(

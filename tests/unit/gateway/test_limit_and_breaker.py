@@ -1,11 +1,12 @@
 """Limit and breaker as policies: whom they count together, what they tell, and how their state goes on."""
 
 import pytest
+from quorate_gateway.documents.limits import TokenBucketLimit
+from quorate_gateway.documents.protection import RouteCircuitBreaker
 from quorate_gateway.matching import CompiledRoute, compile_route
-from quorate_gateway.policies.admission import Admission, compile_admission
+from quorate_gateway.policies.caller import Caller
 from quorate_gateway.policies.circuit import breaker_summary, compile_breaker
-from quorate_gateway.policies.limit import RouteLimit, client_key, compile_key, shown_key
-from quorate_gateway.policy_documents import RouteCircuitBreaker, RouteRateLimit
+from quorate_gateway.policies.limit import Checked, RouteLimit, client_key, compile_key, compile_limit, shown_key
 from quorate_gateway.proxy.framing import RequestFields, read_request_fields
 from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.routes import Route, RouteMatch
@@ -16,8 +17,13 @@ def fields(*lines: str) -> RequestFields:
     return read_request_fields("".join(f"\r\n{line}" for line in ("Host: shop", *lines)).encode())
 
 
+CLIENT = Caller(b"192.0.2.7")
+
+
 def limit(rate: float = 1.0, burst: int = 2, key: str = "route", name: str = "orders") -> RouteLimit:
-    return RouteLimit(name, RouteRateLimit(requests_per_second=rate, burst=burst, key=key))
+    found = compile_limit(name, TokenBucketLimit(requests_per_second=rate, burst=burst, key=key))
+    assert found is not None
+    return found
 
 
 def route(**changes: object) -> Route:
@@ -56,18 +62,18 @@ def test_a_client_is_an_ipv4_address_or_the_ipv6_network_of_one_subscriber(addre
     ],
 )
 def test_the_key_of_a_header_is_the_value_of_its_one_field(lines: list[str], key: bytes) -> None:
-    assert compile_key("header:X-Key")(fields(*lines), b"client") == key
+    assert compile_key("header:X-Key")(fields(*lines), CLIENT) == key
 
 
 def test_a_name_of_a_header_field_is_no_pattern() -> None:
     key_of = compile_key("header:x.key")
-    assert key_of(fields("x-key: a"), b"") == b""
-    assert key_of(fields("x.key: a"), b"") == b"a"
+    assert key_of(fields("x-key: a"), CLIENT) == b""
+    assert key_of(fields("x.key: a"), CLIENT) == b"a"
 
 
 def test_a_long_value_is_remembered_by_its_digest() -> None:
     key_of = compile_key("header:x-key")
-    one, two = key_of(fields("x-key: " + "a" * 65), b""), key_of(fields("x-key: " + "a" * 66), b"")
+    one, two = (key_of(fields("x-key: " + "a" * length), CLIENT) for length in (65, 66))
     assert len(one) == len(two) == 32
     assert one != two
 
@@ -82,20 +88,20 @@ def test_a_long_value_is_remembered_by_its_digest() -> None:
     ],
 )
 def test_a_key_is_shown_and_a_credential_is_not(key: bytes, of: str, shown: str) -> None:
-    text = shown_key(key, RouteRateLimit(requests_per_second=1, key=of))
+    text = shown_key(key, TokenBucketLimit(requests_per_second=1, key=of))
     assert text.startswith(shown)
     assert "s3cret" not in text
 
 
 def test_the_fields_of_a_limit_are_structured_fields_whatever_the_route_is_called() -> None:
-    checked = limit(name="/a%20b").check(fields(), b"", 0.0)
-    assert checked == b'\r\nratelimit: "/a%20b";r=1;t=1'
+    checked = limit(name="/a%20b").check(fields(), CLIENT, 0.0)
+    assert checked == Checked(b'\r\nratelimit: "/a%20b";r=1;t=1')
 
 
 def test_over_the_limit_the_effective_window_ends_when_one_may_come_again() -> None:
     limited = limit(rate=0.3, burst=1)
-    assert isinstance(limited.check(fields(), b"", 0.0), bytes)
-    refusal = limited.check(fields(), b"", 0.0)
+    assert isinstance(limited.check(fields(), CLIENT, 0.0), Checked)
+    refusal = limited.check(fields(), CLIENT, 0.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after_s == 4
     assert refusal.fields == (("ratelimit-policy", '"orders";q=1;w=4'), ("ratelimit", '"orders";r=0;t=4'))
@@ -104,30 +110,14 @@ def test_over_the_limit_the_effective_window_ends_when_one_may_come_again() -> N
 
 def test_to_look_at_what_is_left_takes_nothing() -> None:
     limited = limit(key="client")
-    limited.check(fields(), b"a", 0.0)
-    assert [limited.left(fields(), key, 0.0) for key in (b"a", b"a", b"b")] == [1, 1, 2]
+    one, other = Caller(b"a"), Caller(b"b")
+    limited.check(fields(), one, 0.0)
+    assert [limited.left(fields(), caller, 0.0) for caller in (one, one, other)] == [1, 1, 2]
 
 
-def test_without_a_policy_there_is_nothing_to_ask() -> None:
-    assert compile_admission(None, None) is None
-    assert compile_route(route(circuit_breaker=RouteCircuitBreaker(enabled=False))).admit is None
-
-
-def test_the_limit_is_asked_first_and_the_breaker_gives_a_permit() -> None:
-    breaker = compile_breaker(RouteCircuitBreaker())
-    assert breaker is not None
-    admit = compile_admission(limit(burst=2), breaker)
-    assert admit is not None
-    admitted = admit(fields(), b"", 0.0)
-    assert isinstance(admitted, Admission)
-    assert admitted.permit is not None
-    assert admitted.answer_fields == b'\r\nratelimit: "orders";r=1;t=1'
-    breaker.force_open(0.0)
-    broken, limited = admit(fields(), b"", 0.0), admit(fields(), b"", 0.0)
-    assert isinstance(broken, Refusal)
-    assert isinstance(limited, Refusal)
-    assert (broken.rule, limited.rule) == ("circuit-open", "rate-limited")
-    assert breaker.refused == 1
+def test_a_route_that_asks_for_nothing_has_nothing_to_ask() -> None:
+    assert compile_route(route()).admit is None
+    assert compile_route(route(circuit_breaker=RouteCircuitBreaker(enabled=False))).breaker is None
 
 
 def test_the_breaker_is_set_as_the_route_says() -> None:
@@ -161,7 +151,7 @@ def test_each_state_of_a_breaker_is_told_in_a_sentence() -> None:
 
 
 def limited_route(**changes: object) -> Route:
-    return route(rate_limit=RouteRateLimit(requests_per_second=1), **changes)
+    return route(rate_limit=TokenBucketLimit(requests_per_second=1), **changes)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +159,8 @@ def limited_route(**changes: object) -> Route:
     [
         ({}, True, True),
         ({"timeout_ms": 5, "match": RouteMatch(path="/other")}, True, True),
-        ({"rate_limit": RouteRateLimit(requests_per_second=2)}, False, True),
-        ({"rate_limit": RouteRateLimit(requests_per_second=1, key="client")}, False, True),
+        ({"rate_limit": TokenBucketLimit(requests_per_second=2)}, False, True),
+        ({"rate_limit": TokenBucketLimit(requests_per_second=1, key="client")}, False, True),
         ({"circuit_breaker": RouteCircuitBreaker(probes=1)}, True, False),
         ({"service": "another"}, True, False),
     ],
@@ -179,7 +169,7 @@ def test_state_goes_on_where_a_policys_own_parameters_are_the_same(
     changes: dict[str, object], limit_goes_on: bool, breaker_goes_on: bool
 ) -> None:
     former = compile_route(limited_route())
-    again = compile_route(route(**{"rate_limit": RouteRateLimit(requests_per_second=1), **changes}), former)
+    again = compile_route(route(**{"rate_limit": TokenBucketLimit(requests_per_second=1), **changes}), former)
     assert (again.limit is former.limit) is limit_goes_on
     assert (again.breaker is former.breaker) is breaker_goes_on
     assert again.limit is not None

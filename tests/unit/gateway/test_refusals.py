@@ -5,7 +5,7 @@ import json
 import httptools
 import pytest
 from quorate_core.errors import QuorateError, Retry, error_from_problem
-from quorate_gateway.proxy.refusals import Refusal, encode_refusal, encode_welcome
+from quorate_gateway.proxy.refusals import Refusal, Reply, encode_refusal, encode_reply, encode_welcome
 
 
 class Answer:
@@ -71,9 +71,20 @@ def test_the_answer_to_head_has_the_length_and_no_body() -> None:
     assert b"content-length: 0" not in data
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 408, 413, 414, 417, 429, 431, 501, 502, 503, 504, 505])
+@pytest.mark.parametrize(
+    "status", [400, 401, 403, 404, 405, 408, 413, 414, 417, 426, 429, 431, 500, 501, 502, 503, 504, 505]
+)
 def test_every_status_that_is_used_has_its_title(status: int) -> None:
     assert json.loads(Answer(encode(Refusal("x", status, "y"), route=None)).body)["title"]
+
+
+@pytest.mark.parametrize(("keeps_alive", "connection"), [(True, None), (False, "close")])
+def test_a_reply_has_no_body_and_does_not_announce_one(keeps_alive: bool, connection: str | None) -> None:
+    data = encode_reply(Reply(204, b"\r\nvary: Origin"), request_id=b"id-1", now_s=0.0, keeps_alive=keeps_alive)
+    assert data.endswith(b"\r\n\r\n")
+    answer = Answer(data)
+    assert (answer.status, answer.body, answer.fields.get("connection")) == (204, b"", connection)
+    assert answer.fields.keys() - {"connection"} == {"date", "x-request-id", "vary"}
 
 
 def test_the_welcome_is_short_json_that_says_where_to_look() -> None:

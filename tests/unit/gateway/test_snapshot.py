@@ -24,6 +24,12 @@ def test_endpoints_are_the_instances_that_take_traffic_in_order_of_id() -> None:
     assert built.authorities == {"127.0.0.1:1", "127.0.0.1:3", "[::1]:7"}
 
 
+def test_an_endpoint_knows_its_weight_zone_and_version() -> None:
+    built = snapshot(ROUTES, {"a": [instance("a", "a-1", 1, weight=7, zone="z1", version="v2")]})
+    [endpoint] = built.endpoints["a"]
+    assert (endpoint.weight, endpoint.zone, endpoint.version) == (7, "z1", "v2")
+
+
 def test_two_ids_with_one_address_are_one_endpoint() -> None:
     built = snapshot(ROUTES, {"a": [instance("a", "new", 1), instance("a", "old", 1)]})
     assert [endpoint.instance_id for endpoint in built.endpoints["a"]] == ["new"]
@@ -56,5 +62,5 @@ def test_an_update_that_changes_no_endpoint_keeps_them_and_moves_the_revision() 
 
 
 def test_the_empty_snapshot_takes_no_request() -> None:
-    assert EMPTY.table.match(b"GET", b"/", b"h", b"") is None
+    assert EMPTY.table.match(b"GET", b"/", b"h", b"", b"/") is None
     assert EMPTY.revisions.newest == 0

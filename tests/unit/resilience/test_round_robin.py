@@ -29,16 +29,16 @@ def test_tried_candidates_are_left_out_until_none_is_left() -> None:
     balancer: RoundRobin[str] = RoundRobin()
     candidates = ("a", "b", "c")
     assert balancer.pick(candidates) == "a"
-    assert balancer.pick(candidates, tried=("a",)) == "b"
-    assert balancer.pick(candidates, tried=("a", "b")) == "c"
-    assert balancer.pick(candidates, tried=candidates) is None
+    assert balancer.pick(candidates, excluded=("a",)) == "b"
+    assert balancer.pick(candidates, excluded=("a", "b")) == "c"
+    assert balancer.pick(candidates, excluded=candidates) is None
 
 
 def test_a_pick_in_place_of_a_failed_one_takes_nobodys_turn() -> None:
     balancer: RoundRobin[str] = RoundRobin()
     candidates = ("a", "b", "c")
     assert balancer.pick(candidates) == "a"
-    assert [balancer.pick(candidates, tried=("a",)) for _ in range(4)] == ["b", "c", "b", "c"]
+    assert [balancer.pick(candidates, excluded=("a",)) for _ in range(4)] == ["b", "c", "b", "c"]
     assert picks(balancer, candidates, 3) == ["b", "c", "a"]
 
 
@@ -47,7 +47,7 @@ def test_the_share_of_a_dead_candidate_is_not_lost() -> None:
     answered: Counter[str | None] = Counter()
     for _ in range(30):
         picked = balancer.pick(("a", "dead", "b"))
-        answered[picked if picked != "dead" else balancer.pick(("a", "dead", "b"), tried=("dead",))] += 1
+        answered[picked if picked != "dead" else balancer.pick(("a", "dead", "b"), excluded=("dead",))] += 1
     assert answered == {"a": 15, "b": 15}
 
 

@@ -83,7 +83,7 @@ def test_who_waits_as_long_as_was_said_is_admitted(rate: float, burst: int, now_
 def test_a_full_bucket_admits_its_burst_at_once_and_then_one_by_one() -> None:
     bucket = TokenBucket(rate_per_s=10, burst=3)
     assert [bucket.decide(b"", 5.0).remaining for _ in range(3)] == [2, 1, 0]
-    assert bucket.decide(b"", 5.0) == (False, 0, 0.1, 0.3, 3)
+    assert bucket.decide(b"", 5.0) == (False, 0, 0.1, 0.3, 3, 0.0)
     assert bucket.decide(b"", 5.05).admitted is False
     assert bucket.decide(b"", 5.1).admitted is True
     assert bucket.decide(b"", 5.1).admitted is False

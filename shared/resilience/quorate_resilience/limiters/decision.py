@@ -15,3 +15,5 @@ class Decision(NamedTuple):
     """Until the whole limit is there again, if nothing more is asked."""
     limit: int
     """How many are admitted at once, at most."""
+    delay_s: float = 0.0
+    """An admitted request begins only after so long: it waits in a leaky bucket's queue."""

@@ -1,8 +1,4 @@
-"""Balancers: which of a service's endpoints takes the next request.
-
-A balancer is asked with the candidates of the moment, so that it needs no notice when they change. It is plain
-state without a lock: one event loop, or one thread, owns it.
-"""
+"""Each member in turn, whatever its weight."""
 
 from collections.abc import Collection, Sequence
 from typing import Generic, TypeVar
@@ -11,13 +7,13 @@ CandidateT = TypeVar("CandidateT")
 
 
 class RoundRobin(Generic[CandidateT]):
-    """Each candidate in turn.
+    """Each candidate in turn. Of candidates, only their equality is asked.
 
     The turn is a place in the order, tied to the candidate that was picked last: when candidates come and go, the
     turn continues after that one, so that a set that changes at every request still gives each its share. When the
     last one itself is gone, its place is kept. Tuples that are identical objects cost no search.
 
-    A pick with `tried`, which takes the place of one that failed, has a turn of its own: it takes no candidate's
+    A pick with `excluded`, which takes the place of one that failed, has a turn of its own: it takes no candidate's
     regular turn, so that a dead one is met once a round and what it fails is shared by all the others.
     """
 
@@ -29,23 +25,29 @@ class RoundRobin(Generic[CandidateT]):
         self._candidates: Sequence[CandidateT] = ()
         self._last_index = self._last_spare_index = first_index - 1
 
-    def pick(self, candidates: Sequence[CandidateT], tried: Collection[CandidateT] = ()) -> CandidateT | None:
-        """The next candidate that is not in `tried`; None when there is no such candidate. O(1) in the common case,
-        O(number of candidates) after a change or with `tried`."""
-        if candidates is not self._candidates:
-            self._follow(candidates)
-        if tried:
-            return self._pick_spare(candidates, tried)
-        if not candidates:
+    def pick(
+        self,
+        members: Sequence[CandidateT],
+        excluded: Collection[CandidateT] = (),
+        key: bytes = b"",
+        now_s: float = 0.0,
+    ) -> CandidateT | None:
+        """The next candidate that is not in `excluded`; None when there is no such candidate. O(1) in the common case,
+        O(number of candidates) after a change or with `excluded`."""
+        if members is not self._candidates:
+            self._follow(members)
+        if excluded:
+            return self._pick_spare(members, excluded)
+        if not members:
             return None
-        self._last_index = (self._last_index + 1) % len(candidates)
-        return candidates[self._last_index]
+        self._last_index = (self._last_index + 1) % len(members)
+        return members[self._last_index]
 
-    def _pick_spare(self, candidates: Sequence[CandidateT], tried: Collection[CandidateT]) -> CandidateT | None:
+    def _pick_spare(self, candidates: Sequence[CandidateT], excluded: Collection[CandidateT]) -> CandidateT | None:
         count = len(candidates)
         for step in range(1, count + 1):
             index = (self._last_spare_index + step) % count
-            if candidates[index] not in tried:
+            if candidates[index] not in excluded:
                 self._last_spare_index = index
                 return candidates[index]
         return None
