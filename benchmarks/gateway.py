@@ -1,6 +1,11 @@
 """The gateway beside nginx, HAProxy and Envoy: each proxies the same small answer of the same nginx, on one core."""
 
+import grp
+import importlib.util
+import os
+import pwd
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,9 +18,10 @@ from benchmarks import quorate_processes
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.load_figures import LoadFigures
 from benchmarks.measurements import Bound, Figure, Goal
-from benchmarks.peers import CONFIGURATIONS, render, write_configuration
+from benchmarks.peers import CONFIGURATIONS, ROOT, render, write_configuration
 from benchmarks.processes import Process, until
 from benchmarks.rounds import Bench, Contender, Load, Start, run_wrk_load
+from benchmarks.wrk import OVERRUN_S_MAX, read_to_end
 
 ANSWER = '{"greeting":"hello","id":"01a20518-55bd-74a4-9057-673bc2d0928c","status":"CONFIRMED","quantity":2}'
 PATH = "/hello/world"
@@ -32,6 +38,15 @@ COUNTED_BY_GATEWAY = r'^quorate_gateway_requests_total\{route="hello",status="2x
 COUNTED_BY_ENVOY = r"^limit\.http_local_rate_limit\.ok: (\d+)$"
 
 LOAD = Load(f"GET, {CONNECTIONS} connections", CONNECTIONS, PATH)
+RATE = 5_000
+RATE_LOAD = Load(f"GET, {RATE:,}/s", CONNECTIONS, PATH, is_paced=True)
+"""Requests that are due at their time, whatever became of those before; see `benchmarks.open_loop`."""
+LARGE_PATH = "/hello/large"
+LARGE_BYTES = 1024**3
+LATE_SHARE_MAX = 0.25
+LOADER_CPU_PERCENT_MAX = 60
+"""Above either the load generator says more about itself than about the contender."""
+WORKERS_FLAGS = ("--workers", "2")
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,14 @@ Program = Callable[[Bench, Sequence[int], Path, int], tuple[Process, Counter | N
 class GatewayScenario:
     name = "gateway"
     title = "Gateway: one core, 64 kept connections, a JSON answer of about 100 bytes"
-    summary = "one core proxies small answers, beside nginx, HAProxy and Envoy, by wrk"
-    ours: tuple[str, ...] = ("quorate", "quorate-bare")
-    loads: Sequence[Load] = (LOAD,)
+    summary = "one core proxies small answers, beside nginx, HAProxy and Envoy: by wrk, and at a fixed rate"
+    ours: tuple[str, ...] = ("quorate", "quorate-bare", "quorate-2")
+    loads: Sequence[Load] = (LOAD, RATE_LOAD)
     goals: Sequence[Goal] = (
         Goal(LOAD.name, "quorate", "envoy", Figure.RATE, 1.5),
         Goal(LOAD.name, "quorate", "nginx", Figure.RATE, 0.6),
+        Goal(LOAD.name, "quorate", "envoy", Figure.P99, 1.0),
+        Goal(RATE_LOAD.name, "quorate", "envoy", Figure.P99, 1.0),
     )
     bounds: Sequence[Bound] = ()
     are_cores_shared = False
@@ -79,12 +96,15 @@ class GatewayScenario:
             starts: dict[str, Start] = {
                 name: partial(_peer, name, program, bench, upstreams, http) for name, program in programs.items()
             }
-            for name, template, values, pattern in (
-                ("quorate", "quorate-routes.yaml", {"tokens": TOKENS}, ADMITTED_BY_GATEWAY),
-                ("quorate-bare", "quorate-routes-bare.yaml", {}, COUNTED_BY_GATEWAY),
+            whole = render((CONFIGURATIONS / "quorate-routes.yaml").read_text(), {"tokens": TOKENS})
+            bare = (CONFIGURATIONS / "quorate-routes-bare.yaml").read_text()
+            for name, routes, pattern, flags in (
+                ("quorate", whole, ADMITTED_BY_GATEWAY, ()),
+                ("quorate-bare", bare, COUNTED_BY_GATEWAY, ()),
+                ("quorate-2", whole, ADMITTED_BY_GATEWAY, WORKERS_FLAGS),
             ):
-                routes = render((CONFIGURATIONS / template).read_text(), values)
-                starts[name] = partial(_quorate, name, routes, pattern, bench, upstreams, http, profiled)
+                is_sampled = profiled and not flags
+                starts[name] = partial(_quorate, name, routes, pattern, bench, upstreams, http, is_sampled, flags)
             yield starts
 
 
@@ -101,14 +121,17 @@ class Proxy:
         self.sampled = process if is_sampled else None
         self._counter = counter
         self._counted = 0
-        self._origin = f"http://127.0.0.1:{port}"
+        self.origin = f"http://127.0.0.1:{port}"
         self._http = http
 
     def prepare(self, load: Load) -> None:
         """Nothing: it stands in front of upstreams that answer already."""
 
     def run(self, load: Load, seconds: int) -> LoadFigures:
-        return run_wrk_load(self._bench, self, load, self._origin + load.path, seconds, cores=self._bench.loading)
+        url = self.origin + load.path
+        if load.is_paced:
+            return _run_at_rate(self._bench, load, url, seconds, lambda: self.check(load))
+        return run_wrk_load(self._bench, self, load, url, seconds, cores=self._bench.loading)
 
     def begin(self, load: Load) -> None:
         self._counted = -self._count()
@@ -117,22 +140,41 @@ class Proxy:
         self._counted += self._count()
 
     def check(self, load: Load) -> None:
-        answer = self._http.get(self._origin + load.path)
+        answer = self._http.get(self.origin + load.path)
         if not is_right(answer):
             raise BenchmarkFailed(f"{self.processes[0].name} answered {answer.status_code}: {answer.text[:500]}")
 
     def verify(self, load: Load, figures: LoadFigures) -> Iterable[str]:
         if self._counter is not None and self._counted < figures.requests:
             name = self.processes[0].name
-            raise BenchmarkFailed(f"wrk counted {figures.requests} requests, and {name} itself {self._counted}")
-        return ()
+            raise BenchmarkFailed(f"{figures.requests} requests were counted, and by {name} itself {self._counted}")
+        return _doubts(figures) if load.is_paced else ()
 
     def _count(self) -> int:
         return 0 if self._counter is None else self._counter.read(self._http)
 
     def answers(self) -> bool:
         """Whether it routes already."""
-        return is_right(self._http.get(self._origin + PATH))
+        return is_right(self._http.get(self.origin + PATH))
+
+
+def _run_at_rate(bench: Bench, load: Load, url: str, seconds: int, probe: Callable[[], None]) -> LoadFigures:
+    """Our own load generator's turn, the contender's answers checked meanwhile."""
+    command = [
+        *(sys.executable, "-m", "benchmarks.open_loop", url),
+        *("--rate", str(RATE), "--connections", str(load.connections), "--seconds", str(seconds)),
+    ]
+    with Process("open_loop", command, bench.loading, bench.folder, {"PYTHONPATH": str(ROOT)}) as process:
+        return read_to_end(process, seconds + OVERRUN_S_MAX, probe)
+
+
+def _doubts(figures: LoadFigures) -> Iterator[str]:
+    """When the latencies say more about the load generator than about the contender."""
+    late_ms, cpu_percent = figures.extra["late_p99_us"] / 1_000, figures.extra["cpu_percent"]
+    if late_ms > LATE_SHARE_MAX * figures.p99_ms:
+        yield "the load generator itself was late by more than a quarter of the p99 that it measured"
+    if cpu_percent > LOADER_CPU_PERCENT_MAX:
+        yield f"the load generator used over {LOADER_CPU_PERCENT_MAX} % of its core"
 
 
 def is_right(answer: httpx.Response) -> bool:
@@ -143,9 +185,11 @@ def is_right(answer: httpx.Response) -> bool:
 def _upstream(bench: Bench, http: httpx.Client) -> Iterator[list[int]]:
     """nginx on the load's cores; the two ports where it answers."""
     folder, ports = bench.subfolder("upstream"), bench.ports(2)
-    configuration = write_configuration(
-        "upstream.nginx.conf", folder, {"folder": folder, "answer": ANSWER, **_upstream_ports(ports)}
-    )
+    with (folder / "large").open("wb") as large:
+        large.truncate(LARGE_BYTES)  # sparse: reading it costs no disk
+    owner = {"user": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+    values = {"folder": folder, "answer": ANSWER, **owner, **_upstream_ports(ports)}
+    configuration = write_configuration("upstream.nginx.conf", folder, values)
     with _start_nginx(bench, "upstream", configuration, folder, bench.loading) as process:
         for port in ports:
             until("the upstream answers", Proxy(bench, process, port, http).answers, [process])
@@ -164,9 +208,11 @@ def _peer(name: str, start: Program, bench: Bench, upstreams: Sequence[int], htt
 
 @contextmanager
 def _quorate(
-    name: str, routes: str, counted: str, bench: Bench, upstreams: Sequence[int], http: httpx.Client, profiled: bool
-) -> Iterator[Contender]:
-    """The gateway on the tested core; its control plane, one node, on the load's, idle but for its heartbeats."""
+    name: str, routes: str, counted: str, bench: Bench, upstreams: Sequence[int], http: httpx.Client, profiled: bool,
+    flags: Sequence[str] = (),
+) -> Iterator[Contender]:  # fmt: skip
+    """The gateway on the tested core, with workers on all; its control plane, one node, on the load's, idle but for its
+    heartbeats."""
     folder = bench.subfolder(name)
     port, admin_port, node_port, peer_port = bench.ports(4)
     node_url = f"http://127.0.0.1:{node_port}"
@@ -174,7 +220,9 @@ def _quorate(
         quorate_processes.wait_ready(http, node_url, node)
         quorate_processes.register(http, node_url, "hello", upstreams, TTL_S)
         quorate_processes.publish_routes(http, node_url, routes)
-        gateway = quorate_processes.start_gateway(port, admin_port, node_url, bench.tested, folder, profiled)
+        gateway = quorate_processes.start_gateway(
+            port, admin_port, node_url, bench.cores if flags else bench.tested, folder, profiled, flags
+        )
         with gateway:
             counter = Counter(f"http://127.0.0.1:{admin_port}/metrics", counted)
             proxy = Proxy(bench, gateway, port, http, counter, profiled)
@@ -190,6 +238,43 @@ def _start_nginx(bench: Bench, name: str, configuration: Path, folder: Path, cor
     program = bench.programs["nginx"]
     command = [program.path, "-p", str(folder), "-c", str(configuration), "-e", "stderr"]
     return Process(name, command, cores, folder, program.environment)
+
+
+class PythonProxiesScenario(GatewayScenario):
+    """The simplest proxies that people write in Python, which do nothing but pass on."""
+
+    name = "python-proxies"
+    title = "Python proxies: one core, 64 kept connections, a JSON answer of about 100 bytes"
+    summary = "the same load on what people write with aiohttp, and with FastAPI and httpx"
+    ours: tuple[str, ...] = ("quorate",)
+    loads: Sequence[Load] = (LOAD,)
+    goals: Sequence[Goal] = ()
+
+    @contextmanager
+    def contenders(self, bench: Bench, profiled: bool = False) -> Iterator[Mapping[str, Start]]:
+        with ExitStack() as ends:
+            http = ends.enter_context(httpx.Client(trust_env=False, timeout=CHECK_TIMEOUT_S))
+            upstreams = ends.enter_context(_upstream(bench, http))
+            whole = render((CONFIGURATIONS / "quorate-routes.yaml").read_text(), {"tokens": TOKENS})
+            starts: dict[str, Start] = {
+                name: partial(_peer, name, partial(_python_proxy, name), bench, upstreams, http)
+                for name in ("aiohttp", "fastapi")
+            }
+            starts["quorate"] = partial(
+                _quorate, "quorate", whole, ADMITTED_BY_GATEWAY, bench, upstreams, http, profiled
+            )
+            yield starts
+
+
+def _python_proxy(
+    name: str, bench: Bench, upstreams: Sequence[int], folder: Path, port: int
+) -> tuple[Process, Counter | None]:
+    """Raises BenchmarkFailed when the library is not in this environment."""
+    if importlib.util.find_spec(name) is None:
+        raise BenchmarkFailed(f"{name} is missing: it is not installed in this environment")
+    program = CONFIGURATIONS / f"{name}_proxy.py"
+    command = [sys.executable, "-P", str(program), str(port), *map(str, upstreams)]
+    return Process(name, command, bench.tested, folder, {}), None
 
 
 def _nginx(bench: Bench, upstreams: Sequence[int], folder: Path, port: int) -> tuple[Process, None]:

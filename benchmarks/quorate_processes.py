@@ -35,12 +35,13 @@ def start_node(
 
 
 def start_gateway(
-    port: int, admin_port: int, node_url: str, cores: Sequence[int], folder: Path, profiled: bool = False
-) -> Process:
-    """One `python -m quorate_gateway`, fed by the node at `node_url`."""
+    port: int, admin_port: int, node_url: str, cores: Sequence[int], folder: Path, profiled: bool = False,
+    flags: Sequence[str] = (),
+) -> Process:  # fmt: skip
+    """One `python -m quorate_gateway`, fed by the node at `node_url`, with further `flags`."""
     arguments = [
         "--name", "gateway", "--data-dir", str(folder / "data"), "--listen", f"127.0.0.1:{port}",
-        "--admin", f"127.0.0.1:{admin_port}", "--endpoints", node_url, *_QUIET,
+        "--admin", f"127.0.0.1:{admin_port}", "--endpoints", node_url, *_QUIET, *flags,
     ]  # fmt: skip
     return Process("gateway", [*_python(folder, profiled), "quorate_gateway", *arguments], cores, folder, {})
 

@@ -35,13 +35,14 @@ Tell = Callable[[str], None]
 @dataclass(frozen=True)
 class Load:
     """What a load generator does. `script` is a file of `lua/`, where wrk is the generator; `work` says what the
-    requests are, in the words of the scenario."""
+    requests are, in the words of the scenario. One that `is_paced` comes at a fixed rate, and fills no core."""
 
     name: str
     connections: int
     path: str
     script: str = "report.lua"
     work: str = ""
+    is_paced: bool = False
 
 
 @dataclass
@@ -212,7 +213,8 @@ def _take_turn(scenario: Scenario, turn: Turn, bench: Bench, timing: Timing, res
                 f"  {turn.name:<19} {load.name:<34} {figures.requests_per_s:>9,.0f}/s   p50 {figures.p50_ms:.2f} ms"
                 f"   p99 {figures.p99_ms:.2f} ms   max {figures.max_ms:.2f} ms"
             )
-            if not scenario.are_cores_shared and measurement.cores_busy < BUSY_SHARE_MIN * len(bench.tested):
+            may_wait = scenario.are_cores_shared or load.is_paced
+            if not may_wait and measurement.cores_busy < BUSY_SHARE_MIN * len(bench.tested):
                 results.remark(f"{load.name}: {IDLE_REMARK}", turn.name)
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from benchmarks.failures import BenchmarkFailed
-from benchmarks.gateway import GatewayScenario
+from benchmarks.gateway import GatewayScenario, PythonProxiesScenario
 from benchmarks.keys import KeysResults, KeysScenario, run_keys
 from benchmarks.machine import Machine, describe_machine
 from benchmarks.options import Options, parse_options
@@ -28,13 +28,15 @@ from benchmarks.watch import WatchScenario
 
 CONTENDERS = (
     "nginx", "haproxy", "envoy", "envoy-bare", "etcd", "pysyncobj", "pysyncobj-unbatched", "quorate", "quorate-bare",
+    "quorate-2", "aiohttp", "fastapi",
 )  # fmt: skip
 EXIT_INTERRUPTED = 130
 
 
 def scenarios() -> dict[str, Scenario | KeysScenario]:
     found: list[Scenario | KeysScenario] = [
-        GatewayScenario(), StoreScenario(), WatchScenario(), KeysScenario(), PythonPeerScenario(),
+        GatewayScenario(), PythonProxiesScenario(), StoreScenario(), WatchScenario(), KeysScenario(),
+        PythonPeerScenario(),
     ]  # fmt: skip
     return {each.name: each for each in found}
 

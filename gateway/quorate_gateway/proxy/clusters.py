@@ -100,9 +100,7 @@ class Cluster:
         """The service has other endpoints, or the same with other weights, zones or versions."""
         self.leave()
         version = self.key.version
-        self._all = tuple(
-            member for member in service.members if version is None or member.endpoint.version == version
-        )
+        self._all = tuple(member for member in service.members if version is None or member.endpoint.version == version)
         self._members = ()  # NB: what a balancer knows of weights and zones is of this very tuple
         if self._hashes:
             for member in self._all:

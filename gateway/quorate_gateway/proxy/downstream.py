@@ -491,7 +491,7 @@ class ClientConnection(asyncio.Protocol):
         self.write(
             encode_refusal(
                 refusal, route=None if route is None else route.name,
-                request_id=exchange.request_id if exchange is not None else self._plane.new_request_id(),
+                request_id=(exchange.request_id if exchange is not None else b"") or self._plane.new_request_id(),
                 now_s=self._plane.wall_s(), keeps_alive=keeps_alive,
                 head_only=head is not None and head.method == b"HEAD",
             )

@@ -320,7 +320,7 @@ def _body_length(found: Mapping[bytes, Sequence[bytes]], what: str, status: int)
             raise _ambiguous("more than one transfer coding", what, status)
         if codings[0].lower() != b"chunked":
             detail = "of the transfer codings, only 'chunked' is understood here"
-            raise Refusal("unknown-transfer-coding", 501 if status == 400 else status, detail)
+            raise Refusal("unknown-transfer-coding", 501 if status == 400 else status, detail, _retry_of(status))
         return CHUNKED
     if not lengths:
         return 0
@@ -454,7 +454,12 @@ def _bad_handshake(why: str) -> Refusal:
 
 
 def _ambiguous(found: str, what: str, status: int) -> Refusal:
-    return Refusal("ambiguous-length", status, f"{what} with {found} can be read in two ways")
+    return Refusal("ambiguous-length", status, f"{what} with {found} can be read in two ways", _retry_of(status))
+
+
+def _retry_of(status: int) -> Retry:
+    """A request that is refused stays what it is; one whose answer is refused may have been done."""
+    return Retry.NEVER if status == 400 else Retry.UNKNOWN
 
 
 def _bad_response(why: str) -> Refusal:

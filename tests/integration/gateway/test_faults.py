@@ -10,6 +10,8 @@ from support.gateway_upstream import Exchange, SilentListener, Upstream, say_hel
 
 NO_RETRY = "  - {name: orders, match: {path_prefix: /orders}, service: order, retry: {attempts: 0}}\n"
 
+IN_TURN = ROUTES.replace("service: order", "service: order, balance: {policy: round_robin}")
+
 
 def rule(answer: Answer) -> str:
     return str(json.loads(answer.body)["rule"])
@@ -50,10 +52,11 @@ async def test_no_instance_is_service_unavailable() -> None:
 
 async def test_a_connection_that_cannot_be_made_in_time_sends_the_request_to_another_endpoint() -> None:
     with SilentListener() as silent:
-        async with Upstream() as upstream, running_gateway(silent.port, upstream) as gateway:
+        async with Upstream() as upstream, running_gateway(silent.port, upstream, routes=IN_TURN) as gateway:
             endpoints = gateway.plane.snapshot.endpoints["order"]
             gateway.plane.pool(endpoints[0]).connect_timeout_s = 0.05
-            assert (await (await gateway.client()).get()).status == 200
+            client = await gateway.client()
+            assert [(await client.get()).status for _ in range(2)] == [200, 200]
             assert gateway.plane.pool(endpoints[0]).connect_failures == 1
 
 
@@ -112,7 +115,11 @@ async def test_an_idempotent_request_to_an_instance_that_dies_goes_to_another() 
     async def die(exchange: Exchange) -> None:
         exchange.reset()
 
-    async with Upstream(die) as dying, Upstream() as healthy, running_gateway(dying, healthy) as gateway:
+    async with (
+        Upstream(die) as dying,
+        Upstream() as healthy,
+        running_gateway(dying, healthy, routes=IN_TURN) as gateway,
+    ):
         client = await gateway.client()
         assert [(await client.get()).status for _ in range(4)] == [200] * 4
         assert len(dying.requests) == 2

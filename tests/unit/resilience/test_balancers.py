@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from quorate_resilience.balancers import (
     Balancer,
@@ -45,6 +45,7 @@ def assert_within(counts: Counter[str], members: Sequence[Server], part: float) 
 # What holds for all of them.
 
 
+@settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 999))
 @each
 def test_a_pick_is_a_member_that_is_not_excluded_whenever_there_is_one(
@@ -95,7 +96,7 @@ def test_a_weight_that_changes_counts_from_the_next_tuple_on(name: str) -> None:
     balancer, members = ALL[name](), servers(100, 100)
     picks(balancer, members, 10)
     members[0].weight = 1_000
-    counts = Counter(picks(balancer, tuple(members), 20_000))
+    counts = Counter(picks(balancer, (*members,), 20_000))
     assert counts["s0"] / counts["s1"] == pytest.approx(10, rel=0.25 if name == "consistent_hash" else 0.1)
 
 
@@ -135,8 +136,10 @@ def under_load(
 
 @pytest.mark.parametrize("name", [*TURNS, *CHANCES])
 def test_under_load_shares_of_equally_fast_members_go_by_weight_within_5_percent(name: str) -> None:
+    """For those that count requests, from about fifty in progress a member on. With fewer, the lighter members get up
+    to 40 % more than that: they are idle, and to take whoever is idle is what these are for."""
     members = servers(*WEIGHTS)
-    assert_within(under_load(ALL[name](), members, 64), members, 0.05)
+    assert_within(under_load(ALL[name](), members, 256), members, 0.05)
 
 
 def test_least_request_gives_a_slow_member_less_and_turns_do_not() -> None:
@@ -213,9 +216,10 @@ def test_smooth_round_robin_is_nowhere_ahead_of_or_behind_its_weights_by_more_th
 
 
 def test_a_heavy_member_is_not_picked_in_one_go() -> None:
-    order = picks(SmoothRoundRobin(), servers(5, 1, 1), 7)
-    assert "".join(order).count("s0s0s0") == 0
-    assert Counter(order) == {"s0": 5, "s1": 1, "s2": 1}
+    order = "".join(name[1] for name in picks(SmoothRoundRobin(), servers(5, 1, 1), 70))
+    assert order == order[:7] * 10
+    assert sorted(order[:7]) == list("0000012")
+    assert "0000" not in order, "five of seven turns: three between others at most"
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 1_000))
@@ -229,8 +233,8 @@ def test_interleaved_round_robin_lets_each_sit_out_as_many_rounds_as_it_is_light
 
 def test_light_members_do_not_serve_all_in_one_round() -> None:
     order = picks(InterleavedRoundRobin(), servers(100, *[1] * 100), 200)
-    light = [index for index, name in enumerate(order) if name != "s0"]
-    assert max(b - a for a, b in zip(light, light[1:], strict=False)) <= 6
+    light = [name != "s0" for name in order]
+    assert all(3 <= sum(light[start : start + 10]) <= 7 for start in range(190))
 
 
 def test_members_that_flap_at_every_pick_starve_nobody() -> None:
@@ -341,6 +345,17 @@ def test_a_hot_key_spills_over_to_the_next_clockwise_and_comes_back() -> None:
     assert balancer.pick(members, (), b"hot") is home
 
 
+def test_the_new_request_counts_as_load() -> None:
+    """Of four requests on four members, 125 % are 1.25 each: one with one has room for its second."""
+    members = servers(*[100] * 4)
+    balancer = hash_over(members)
+    home = balancer.pick(members, (), b"k")
+    assert home is not None
+    for member in (home, *[one for one in members if one is not home][:2]):
+        member.active = 1
+    assert balancer.pick(members, (), b"k") is home
+
+
 def test_those_that_are_passed_over_leave_room_for_the_load_that_they_have_left() -> None:
     """With half of the members ejected, the others' bound is of the load that is theirs: the first one clockwise must
     not take all."""
@@ -358,8 +373,9 @@ def test_those_that_are_passed_over_leave_room_for_the_load_that_they_have_left(
 
 def test_requests_without_a_key_are_spread() -> None:
     members = servers(*[100] * 5)
-    counts = Counter(hash_over(members).pick(members).identity for _ in range(2_000))  # type: ignore[union-attr]
-    assert len(counts) == 5
+    balancer = hash_over(members, 1_000, 1_000)
+    counts = Counter(one.identity for _ in range(20_000) if (one := balancer.pick(members)) is not None)
+    assert_within(counts, members, 0.2)
 
 
 def test_a_member_that_is_too_light_to_be_met_on_the_way_is_found_all_the_same() -> None:

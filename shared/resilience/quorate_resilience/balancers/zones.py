@@ -19,7 +19,7 @@ ZonedT = TypeVar("ZonedT", bound=ZonedMember)
 
 
 class ZoneShare(NamedTuple, Generic[ZonedT]):
-    """`share` of the requests goes to `members`, all of zone `zone`; None says: of any."""
+    """`share` of the requests goes to `members`, of zone `zone`; None says: of any."""
 
     zone: str | None
     members: Sequence[ZonedT]
@@ -32,8 +32,10 @@ def zone_shares(members: Sequence[ZonedT], own: str) -> list[ZoneShare[ZonedT]]:
     by_zone: dict[str, list[ZonedT]] = {}
     for member in members:
         by_zone.setdefault(member.zone, []).append(member)
-    if not own or own not in by_zone or len(by_zone) == 1:
+    if not own or own not in by_zone:
         return [ZoneShare(None, members, 1.0)]
+    if len(by_zone) == 1:
+        return [ZoneShare(own, members, 1.0)]
     weights = {zone: sum(member.weight for member in found) for zone, found in by_zone.items()}
     # In whole numbers, `z` times too large: what a zone has more, or less, than its callers need.
     total, zones = sum(weights.values()), len(by_zone)
