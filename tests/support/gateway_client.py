@@ -22,6 +22,8 @@ from support.gateway_upstream import WAIT_S_MAX, Upstream
 
 TLS_NAME = "shop.example"
 ROUTES = "  - {name: orders, match: {path_prefix: /orders}, service: order}\n"
+IN_TURN = ROUTES.replace("service: order", "service: order, balance: {policy: round_robin}")
+"""The same, with instances that are asked in turn and not by chance."""
 
 
 @dataclass

@@ -101,7 +101,8 @@ def _known_status(status: object) -> object:
 class InstanceSpec(_Request):
     """What registers an instance. It is gone `ttl_s` seconds after its last heartbeat.
 
-    `weight`: 0 takes no traffic. Of others nothing counts so far: all of them get the same share.
+    `weight`: its part of what the gateway sends to all instances; 0 takes no traffic. The
+    SDK's own client counts all alike.
     """
 
     host: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]

@@ -5,12 +5,10 @@ import json
 
 import pytest
 from quorate_gateway.proxy.upstream import EndpointPool
-from support.gateway_client import ROUTES, Answer, Client, Gateway, running_gateway
+from support.gateway_client import IN_TURN, ROUTES, Answer, Client, Gateway, running_gateway
 from support.gateway_upstream import Exchange, SilentListener, Upstream, say_hello, unused_port
 
 NO_RETRY = "  - {name: orders, match: {path_prefix: /orders}, service: order, retry: {attempts: 0}}\n"
-
-IN_TURN = ROUTES.replace("service: order", "service: order, balance: {policy: round_robin}")
 
 
 def rule(answer: Answer) -> str:

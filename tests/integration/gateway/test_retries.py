@@ -11,7 +11,8 @@ from support.gateway_upstream import Exchange, Upstream, unused_port
 
 STATUSES = "  - {name: orders, match: {path_prefix: /orders}, service: order, retry: {attempts: 2, statuses: [503]}}\n"
 PER_TRY = (
-    "  - {name: orders, match: {path_prefix: /orders}, service: order, retry: {attempts: 1, per_try_timeout_ms: 40}}\n"
+    "  - {name: orders, match: {path_prefix: /orders}, service: order, balance: {policy: round_robin},"
+    " retry: {attempts: 1, per_try_timeout_ms: 40}}\n"
 )
 ONE_RETRY = (
     "  - {name: orders, match: {path_prefix: /orders}, service: order, retry: {attempts: 1, budget_percent: 0}}\n"

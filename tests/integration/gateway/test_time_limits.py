@@ -8,7 +8,7 @@ from quorate_core.clock import ManualClock
 from quorate_gateway.proxy.downstream import LINGER_S
 from quorate_gateway.proxy.limits import HEAD_TIMEOUT_S, IDLE_TIMEOUT_S
 from quorate_gateway.proxy.upstream import AVOID_S, IDLE_S_MAX
-from support.gateway_client import Client, Gateway, running_gateway
+from support.gateway_client import IN_TURN, Client, Gateway, running_gateway
 from support.gateway_upstream import Exchange, Upstream, give_back, unused_port
 
 ROUTES = (
@@ -184,7 +184,7 @@ async def test_a_client_that_goes_on_sending_after_its_answer_is_cut_off() -> No
 async def test_an_endpoint_that_refused_is_asked_again_after_a_while() -> None:
     clock = ManualClock()
     port = unused_port()
-    async with Upstream() as upstream, running_gateway(port, upstream, clock=clock) as gateway:
+    async with Upstream() as upstream, running_gateway(port, upstream, routes=IN_TURN, clock=clock) as gateway:
         client = await gateway.client()
         for _ in range(4):
             assert (await client.get()).status == 200

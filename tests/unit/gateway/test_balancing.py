@@ -142,6 +142,7 @@ def test_a_share_that_is_chosen_is_the_one_whose_endpoints_are_picked() -> None:
 
 def test_weights_of_the_registry_count_and_change_at_once() -> None:
     gateway = Gateway(route(", balance: {policy: weighted_round_robin}"), instances("a-1", "a-2"))
+    assert gateway.picked(400) == {"a-1": 200, "a-2": 200}
     gateway.register(*instances("a-1", weight=300), *instances("a-2", weight=100))
     assert gateway.picked(400) == {"a-1": 300, "a-2": 100}
 
@@ -383,7 +384,8 @@ def test_a_fast_failure_is_no_good_latency() -> None:
     gateway = Gateway(route(), THREE)
     one = gateway.endpoint("a-1")
     gateway.end(one, False, latency_s=0.5)
-    gateway.end(one, True, None, latency_s=0.001)
+    gateway.clock.advance(60.0)
+    gateway.end(one, True, latency_s=0.001)
     assert gateway.report("a-1")[1] == pytest.approx(0.5)
     gateway.end(one, True, latency_s=2.0)
     assert gateway.report("a-1")[1] == 2.0
@@ -448,8 +450,12 @@ class Churn(RuleBasedStateMachine):
         for identity, state in balancing._states.items():
             assert state.active == running[identity]
             assert state.is_gone == (identity not in there)
-        for cluster in balancing._clusters.values():
-            if cluster.key.policy == "consistent_hash":
+        hashing = [one for one in balancing._clusters.values() if one.key.policy == "consistent_hash"]
+        for state in balancing._states.values():
+            if not state.is_gone:
+                assert set(state.tallies) == {cluster.tally for cluster in hashing if state in cluster._all}
+        for cluster in hashing:
+            if cluster.key.service in self.gateway.snapshot.endpoints:
                 assert cluster.tally.active == sum(running[one.identity] for one in cluster._all)
         assert {one.identity for found in balancing._by_authority.values() for one in found} == there
 

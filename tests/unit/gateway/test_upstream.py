@@ -208,6 +208,22 @@ async def test_who_balances_is_told_that_an_endpoint_cannot_be_reached_and_that_
         assert [asker.reason for asker in scene.askers] == ["Connection refused"] * 2 + [None] * 2
 
 
+async def test_an_idle_connection_makes_room_for_the_fresh_one_that_is_asked_for() -> None:
+    async with TaskOwner("pool", lambda _error: None) as tasks:
+        scene = Scene(tasks)
+        for name in (*["ask"] * CONNECTIONS_MAX, *["connect"] * CONNECTIONS_MAX, *["release"] * CONNECTIONS_MAX):
+            ACTS[name](scene)
+            await scene.settle()
+        assert scene.pool.idle == CONNECTIONS_MAX
+        scene.ask(fresh=True)
+        await scene.settle()
+        assert (scene.pool.idle, scene.pool.connecting) == (CONNECTIONS_MAX - 1, 1)
+        scene.connect()
+        await scene.settle()
+        assert scene.askers[-1].connection is not None
+        assert scene.askers[-1].connection.uses == 0
+
+
 async def test_bytes_that_nobody_asked_for_end_an_idle_connection() -> None:
     async with TaskOwner("pool", lambda _error: None) as tasks:
         scene = Scene(tasks)
