@@ -3,6 +3,10 @@ its own for each of these, which clients compare."""
 
 from quorate_core.errors import Conflict, InvalidRequest
 
+RETRY_HEADER = "quorate-retry"
+"""The HTTP header of an error that says what its code and text do not: whether a write may have been done
+(`quorate_core.errors.Retry`). Nodes that stand on this one go by it."""
+
 
 class KeyNotProvided(InvalidRequest):
     """An operation on the empty key."""

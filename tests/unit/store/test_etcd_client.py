@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from quorate_core.clock import SystemClock
+from quorate_core.clock import Clock, ManualClock, SystemClock
 from quorate_core.errors import (
     DeadlineExceeded,
+    InvariantViolation,
     NotFound,
     NotProposed,
     OutcomeUnknown,
@@ -18,7 +19,10 @@ from quorate_core.errors import (
 )
 from quorate_core.settings import HostPort
 from quorate_store.etcd import client as client_module
-from quorate_store.etcd.client import AnswerTooLarge, StoreClient, Timeouts
+from quorate_store.etcd.client import StoreClient, Timeouts
+from quorate_store.etcd.endpoints import SET_ASIDE_S_MIN
+from quorate_store.etcd.errors import AnswerTooLarge
+from quorate_store.etcd.messages import Header
 from support.scripted_store import Answer, Request, ScriptedStore, scripted_store
 
 SHORT = Timeouts(call_s=0.4, read_attempt_s=0.15)
@@ -45,10 +49,12 @@ def refusing(code: int, text: str, status: int = 503, headers: str = "") -> Answ
 
 
 @asynccontextmanager
-async def client_of(*endpoints: str, timeouts: Timeouts = SHORT) -> AsyncIterator[StoreClient]:
+async def client_of(
+    *endpoints: str, timeouts: Timeouts = SHORT, clock: Clock | None = None
+) -> AsyncIterator[StoreClient]:
     client = StoreClient(
         [HostPort.parse(endpoint) for endpoint in endpoints],
-        SystemClock(),
+        clock or SystemClock(),
         {"authorization": "Bearer of the test"},
         timeouts=timeouts,
     )
@@ -185,9 +191,76 @@ async def test_an_answer_over_the_limit_is_not_read(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(client_module, "ANSWER_BYTES_MAX", 10)
     async with client_of(good_store.endpoint) as client:
         with pytest.raises(AnswerTooLarge):
-            await client.read(PATH, b"{}")
+            await client.read(PATH, b"{}", answer_bytes_max=10)
         with pytest.raises(OutcomeUnknown):
             await client.write(PATH, b"{}")
+
+
+async def test_an_answer_that_the_store_cannot_send_leaves_a_writes_outcome_open(good_store: ScriptedStore) -> None:
+    answer = refusing(8, "grpc: received message larger than max (4778467 vs. 4194304)", 429)
+    async with scripted_store(answer) as bad, client_of(bad.endpoint, good_store.endpoint) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.write(PATH, b"{}")
+        with pytest.raises(AnswerTooLarge):
+            await client.read(PATH, b"{}")
+    assert good_store.requests == []
+
+
+async def test_a_stream_that_does_not_begin_leaves_no_connection_while_the_next_one_lives(
+    good_store: ScriptedStore,
+) -> None:
+    is_left = asyncio.Event()
+
+    async def mute(request: Request) -> None:
+        await request.until_client_has_gone()
+        is_left.set()
+
+    async with (
+        scripted_store(mute) as bad,
+        client_of(bad.endpoint, good_store.endpoint) as client,
+        client.stream("/v3/watch", b"{}") as stream,
+        asyncio.timeout(10.0),
+    ):
+        await is_left.wait()
+        assert await stream.chunk() == b'{"from":"a good one"}'
+
+
+async def test_nothing_is_sent_when_the_time_of_a_call_is_over(good_store: ScriptedStore) -> None:
+    clock = ManualClock()
+
+    async def slow(request: Request) -> None:
+        clock.advance(SHORT.call_s)
+        await refusing(14, "etcdserver: no leader")(request)
+
+    async with scripted_store(slow) as bad, client_of(bad.endpoint, good_store.endpoint, clock=clock) as client:
+        with pytest.raises(NotProposed):
+            await client.write(PATH, b"{}")
+    async with scripted_store(slow) as bad, client_of(bad.endpoint, good_store.endpoint, clock=clock) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.read(PATH, b"{}")
+    assert good_store.requests == []
+
+
+async def test_an_endpoint_without_a_leader_is_set_aside_for_longer_each_time() -> None:
+    clock = ManualClock()
+    async with (
+        scripted_store(refusing(14, "etcdserver: no leader")) as leaderless,
+        client_of(leaderless.endpoint, clock=clock) as client,
+    ):
+        for _ in range(3):
+            with pytest.raises(NotProposed):
+                await client.read(PATH, b"{}")
+            clock.advance(10 * SET_ASIDE_S_MIN)
+        assert client._order._standings[0].set_aside_s == 4 * SET_ASIDE_S_MIN
+
+
+async def test_an_answer_of_another_cluster_is_never_taken(good_store: ScriptedStore) -> None:
+    async with client_of(good_store.endpoint) as client:
+        for header in (Header("", "1", 5), Header("7", "1", 5), Header("", "1", 6), Header("7", "2", 7)):
+            client.note(header)
+        with pytest.raises(InvariantViolation):
+            client.note(Header("8", "1", 9))
+        assert client.newest == Header("7", "2", 7)
 
 
 async def test_calls_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,51 @@ async def test_a_kept_connection_that_the_server_has_closed_is_not_written_to() 
     assert len(server.requests) == 2
 
 
+async def test_the_connection_of_a_stream_is_never_kept() -> None:
+    async with connections_to(writes(OK)) as (connections, _):
+        for _ in range(3):
+            async with connections.sent("/v3/watch", b"{}", is_stream=True) as connection:
+                await whole(connection)
+        assert not connections._kept
+        assert not connections._open
+
+
+async def test_connections_that_are_too_old_or_lost_go_though_a_newer_one_is_taken_each_time() -> None:
+    clock, hung_up = ManualClock(), list[Request]()
+    is_asked = asyncio.Queue[Request]()
+
+    async def answer(request: Request) -> None:
+        if request.body == b"together":
+            await is_asked.put(request)
+        else:
+            request.answer({})
+
+    async def together(connections: Connections, count: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(asked(connections, b"together"))
+            hung_up[:] = [await is_asked.get() for _ in range(count)]
+            for request in hung_up:
+                request.answer({})
+
+    async with connections_to(answer, clock) as (connections, _):
+        await together(connections, 5)
+        clock.advance(IDLE_S_MAX - 1)
+        await asked(connections)
+        assert len(connections._open) == 5
+        clock.advance(2)
+        await asked(connections)
+        assert len(connections._open) == 1, "the newest, which was used"
+        await together(connections, 5)
+        first = connections._kept[0][0]
+        for request in hung_up:
+            request.hang_up()
+        while first.can_be_used:  # noqa: ASYNC110 - the connection tells nobody
+            await asyncio.sleep(0)
+        await asked(connections)
+        assert first not in connections._open
+
+
 async def _until_lost(connections: Connections) -> None:
     [(connection, _)] = connections._kept
     while connection.can_be_used:  # noqa: ASYNC110 - the connection tells nobody

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,17 @@ from quorate_core.errors import Compacted, Conflict, InvariantViolation, NotProp
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
 from quorate_store.etcd import EtcdStore
-from quorate_store.etcd import watches as watches_module
-from quorate_store.etcd.feed import IDLE_S, PROBE_INTERVAL_S
+from quorate_store.etcd import far_streams as far_streams_module
+from quorate_store.etcd import watch_stream as watch_stream_module
+from quorate_store.etcd.far_streams import QUIET_LOOKS_MAX
+from quorate_store.etcd.feed import IDLE_S, PROBE_INTERVAL_S, STALE_S
 from quorate_store.etcd.watches import EtcdWatch
 from quorate_store.model import WatchBatch, prefix_end
+from structlog.testing import capture_logs
 from support.scripted_store import Request, scripted_store
 
 PATIENCE_S = 10.0
+COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 PREFIX, END = b"p/", prefix_end(b"p/")
 
 
@@ -38,6 +42,9 @@ class Script:
 
     revision: int = 100
     compact_revision: int = 0
+    cluster_id: str = "1"
+    refused_reads: int = 0
+    """Of revisions that are compacted."""
     streams: asyncio.Queue[tuple[dict[str, Any], Request]] = field(default_factory=asyncio.Queue)
     """Each that was asked for, with what was asked."""
 
@@ -52,16 +59,21 @@ class Script:
 
     def _answer_range(self, request: Request, revision: int) -> None:
         if 0 < revision < self.compact_revision:
-            text = "etcdserver: mvcc: required revision has been compacted"
-            request.answer({"error": text, "message": text, "code": 11}, 400)
+            self.refused_reads += 1
+            request.answer({"error": COMPACTED, "message": COMPACTED, "code": 11}, 400)
         elif revision > self.revision:
             text = "etcdserver: mvcc: required revision is a future revision"
             request.answer({"error": text, "message": text, "code": 11}, 400)
         else:
             request.answer({"header": self.header()})
 
-    def header(self) -> dict[str, str]:
-        return {"cluster_id": "1", "member_id": "2", "revision": str(self.revision), "raft_term": "3"}
+    def header(self, term: int = 3) -> dict[str, str]:
+        return {
+            "cluster_id": self.cluster_id,
+            "member_id": "2",
+            "revision": str(self.revision),
+            "raft_term": str(term),
+        }
 
     async def stream(self, start_revision: int, *, is_of_all: bool = True) -> Request:
         """The next stream, which must begin there, and be of all keys, or of those under PREFIX."""
@@ -133,6 +145,19 @@ async def following(batches: AsyncIterator[WatchBatch]) -> tuple[int, list[int]]
     async with asyncio.timeout(PATIENCE_S):
         batch = await anext(batches)
     return batch.revision, [event.kv.mod_revision for event in batch.events]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """For what nobody is told of."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_so():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)
+
+
+async def heard(world: World, stream: Request, term: int, *events: dict[str, Any], **fields: object) -> None:
+    """Tell, and wait until it was read, which is seen by the term in its header."""
+    world.script.tell(stream, *events, header=world.script.header(term), **fields)
+    await until(lambda: world.store.head().term == term)
 
 
 async def test_one_stream_of_all_keys_serves_all_watches(world: World) -> None:
@@ -253,6 +278,91 @@ async def test_a_stream_that_is_silent_while_the_store_goes_on_is_broken_off(wor
     assert await following(batches) == (101, [101])
 
 
+async def test_a_revision_that_is_long_in_coming_is_waited_for(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.revision = 101
+    for term in range(4, 8):
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+        await until(lambda: not world.turns.waiting.empty())
+        await heard(world, stream, term, event(101, b"p/%d" % term), fragment=True)
+        await world.turns.let_pass(STALE_S)
+    world.script.tell(stream, event(101, b"p/last"))
+    assert await following(batches) == (101, [101] * 5)
+    assert world.script.streams.empty()
+
+
+async def test_a_stream_is_not_broken_off_for_the_silence_of_another_before_it(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    world.script.revision = 101
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await until(lambda: not world.turns.waiting.empty())
+    stream.hang_up()
+    again = await resumed(world, 101)
+    await heard(world, again, 4)
+    await world.turns.let_pass(STALE_S)
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    world.script.tell(again, event(101))
+    assert await following(batches) == (101, [101])
+    assert world.script.streams.empty()
+
+
+async def test_a_revision_that_is_too_large_is_history_that_was_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_stream_module, "HELD_BYTES_MAX", 5_000)
+    stream, batches = await opened_watch(world)
+    too_many = [event(101, b"p/%d" % number) for number in range(20)]
+    world.script.tell(stream, *too_many[:10], fragment=True)
+    world.script.tell(stream, *too_many[10:], fragment=True)
+    await resumed(world, 102)
+
+    async def tell() -> None:
+        world.script.tell(await world.script.stream(101, is_of_all=False), *too_many, fragment=True)
+
+    with pytest.raises(Compacted) as caught:
+        await asyncio.gather(following(batches), tell())
+    assert caught.value.extensions["compact_revision"] == 102
+
+
+async def test_a_stream_of_many_small_revisions_is_not_one_that_is_too_large(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_stream_module, "HELD_BYTES_MAX", 5_000)
+    stream, batches = await opened_watch(world)
+    world.script.tell(stream, *(event(revision) for revision in range(101, 601)), fragment=True)
+    world.script.tell(stream, *(event(revision) for revision in range(601, 1_201)), fragment=True)
+    world.script.tell(stream, event(1_201))
+    found: list[int] = []
+    while len(found) < 1_101:
+        found += (await following(batches))[1]
+    assert found == list(range(101, 1_202))
+
+
+async def test_a_refusal_that_does_not_say_where_history_begins_is_tried_again(world: World) -> None:
+    stream, batches = await opened_watch(world)
+    stream.send(msgspec.json.encode({"error": {"grpc_code": 11, "message": COMPACTED}}) + b"\n")
+    again = await resumed(world, 101)
+    world.script.tell(again, event(101))
+    assert await following(batches) == (101, [101])
+
+
+async def test_the_reason_of_a_store_is_cut(world: World) -> None:
+    stream, _ = await opened_watch(world)
+    with capture_logs() as logs:
+        stream.send_result({"header": {}, "canceled": True, "cancel_reason": "x" * 100_000})
+        await resumed(world, 101)
+    assert [len(entry["reason"]) < 500 for entry in logs] == [True]
+
+
+async def test_a_store_that_is_away_for_long_is_told_of_ever_more_seldom(world: World) -> None:
+    stream, _ = await opened_watch(world)
+    with capture_logs() as logs:
+        for _ in range(4):
+            stream.hang_up()
+            stream = await resumed(world, 101)
+    assert [entry["failures"] for entry in logs if entry["event"] == "store_watch_broke"] == [1, 2, 4]
+
+
 async def test_a_stream_that_is_silent_while_nothing_happens_goes_on(world: World) -> None:
     stream, batches = await opened_watch(world)
     for _ in range(5):
@@ -269,6 +379,7 @@ async def test_a_feed_without_watches_ends_and_the_next_watch_begins_another(wor
     for _ in range(int(IDLE_S / PROBE_INTERVAL_S)):
         await world.turns.let_pass(PROBE_INTERVAL_S)
     await left_by_client(stream)
+    await until(lambda: not world.store._feeds)
     await opened_watch(world)
 
 
@@ -277,9 +388,16 @@ async def test_a_store_that_has_gone_back_stops_the_process() -> None:
         await opened_watch(world)
         world.script.revision = 50
         await world.turns.let_pass(PROBE_INTERVAL_S)
-        async with asyncio.timeout(PATIENCE_S):
-            while not world.failures:  # noqa: ASYNC110 - a failure is told to nobody else
-                await asyncio.sleep(0)
+        await until(lambda: bool(world.failures))
+    assert isinstance(world.failures[0], InvariantViolation)
+
+
+async def test_another_cluster_at_the_same_endpoint_stops_the_process_however_far_it_is() -> None:
+    async with opened(Script()) as world:
+        await opened_watch(world)
+        world.script.revision, world.script.cluster_id = 200, "9"
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+        await until(lambda: bool(world.failures))
     assert isinstance(world.failures[0], InvariantViolation)
 
 
@@ -370,6 +488,83 @@ async def test_a_stream_of_history_that_is_silent_while_the_feed_goes_on_is_brok
     assert await following(batches) == (101, [101])
 
 
+async def test_a_silent_stream_is_found_though_others_keys_change_far_more_often(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    world.script.revision = 102
+    world.script.tell(stream, *(event(101, b"other/%d" % number) for number in range(2_500)))
+    await heard(world, stream, 4, event(102))
+    for _ in range(3):
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    await left_by_client(own)
+    again = await resumed(world, 21, is_of_all=False)
+    world.script.tell(again, event(102))
+    assert await following(batches) == (102, [102])
+
+
+async def test_a_change_that_the_feed_does_not_keep_any_more_was_missed_all_the_same(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    world.script.revision = 101
+    await heard(world, stream, 4, event(101))
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await until(lambda: not world.turns.waiting.empty())
+    world.script.revision = 130
+    await heard(world, stream, 5, *(event(revision, b"other") for revision in range(102, 131)))
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    await left_by_client(own)
+    again = await resumed(world, 21, is_of_all=False)
+    world.script.tell(again, event(101))
+    assert await following(batches) == (101, [101])
+
+
+async def test_a_stream_of_history_in_which_a_revision_is_long_in_coming_is_waited_for(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    world.script.revision = 101
+    await heard(world, stream, 4, event(101))
+    for term in range(5, 9):
+        await heard(world, own, term, event(90, b"p/%d" % term), fragment=True)
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    world.script.tell(own, event(90, b"p/last"))
+    assert await following(batches) == (90, [90] * 5)
+    assert world.script.streams.empty()
+
+
+async def test_a_quiet_stream_of_history_meets_the_feed_after_a_while(world: World) -> None:
+    stream, own, batches = await far_watch(world, 20)
+    reading = asyncio.gather(following(batches))
+    for _ in range(QUIET_LOOKS_MAX):
+        assert world.script.streams.empty()
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    await left_by_client(own)
+    wide = await resumed(world, 21)
+    world.script.tell(wide, *(event(revision, b"other") for revision in range(21, 101)))
+    await left_by_client(wide)
+    world.script.tell(stream, event(101))
+    assert await reading == [(101, [101])]
+
+
+async def test_a_quiet_stream_goes_on_when_another_could_not_begin_where_it_is(world: World) -> None:
+    _, own, batches = await far_watch(world, 20)
+    world.script.compact_revision = 50
+    for _ in range(QUIET_LOOKS_MAX):
+        await world.turns.let_pass(PROBE_INTERVAL_S)
+    await until(lambda: world.script.refused_reads > 0)
+    await world.turns.let_pass(PROBE_INTERVAL_S)
+    world.script.tell(own, event(60))
+    assert await following(batches) == (60, [60])
+    assert world.script.streams.empty()
+
+
+async def test_no_more_is_read_of_history_than_its_reader_takes(world: World) -> None:
+    _, own, _ = await far_watch(world, 20)
+    await heard(world, own, 4, event(21))
+    await heard(world, own, 5, event(22))
+    for term in range(6, 20):
+        world.script.tell(own, event(17 + term), header=world.script.header(term))
+    for _ in range(1_000):
+        await asyncio.sleep(0)
+    assert world.store.head().term == 5, "one waits to be taken, and one to be handed over"
+
+
 async def test_a_reader_that_gives_up_waiting_misses_nothing(world: World) -> None:
     _, own, batches = await far_watch(world, 20)
     for _ in range(3):
@@ -388,7 +583,7 @@ async def test_a_reader_that_gives_up_waiting_misses_nothing(world: World) -> No
 
 
 async def test_streams_of_history_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches_module, "FAR_MAX", 0)
+    monkeypatch.setattr(far_streams_module, "FAR_MAX", 0)
     _, batches = await opened_watch(world, 20)
     with pytest.raises(TooManyRequests):
         await following(batches)

@@ -272,7 +272,8 @@ async def test_an_answer_that_history_has_lost_is_refused_with_the_revision_at_w
     await bench.store.compact(first.revision - 1)
     assert await bench.writer.put(put, "one") == first
     await bench.store.compact(first.revision)
-    with pytest.raises(Conflict, match=f"at revision {first.revision}, and what it answered cannot be said again") as caught:
+    said = f"at revision {first.revision}, and what it answered cannot be said again"
+    with pytest.raises(Conflict, match=said) as caught:
         await bench.writer.put(put, "one")
     assert caught.value.extensions == {"applied_revision": first.revision}
     assert bench.version() == 2

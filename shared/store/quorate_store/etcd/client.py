@@ -15,14 +15,15 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from quorate_core.clock import Clock
 from quorate_core.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    InvariantViolation,
     NotProposed,
     OutcomeUnknown,
-    PayloadTooLarge,
     TooManyRequests,
     Unavailable,
 )
@@ -30,8 +31,9 @@ from quorate_core.settings import HostPort
 
 from quorate_store.etcd.connections import Broken, Connection, Connections, NotSent
 from quorate_store.etcd.endpoints import EndpointOrder
-from quorate_store.etcd.errors import RETRY_HEADER, error_of, goes_on_elsewhere
+from quorate_store.etcd.errors import AnswerTooLarge, error_of, goes_on_elsewhere
 from quorate_store.etcd.messages import Header
+from quorate_store.refusals import RETRY_HEADER
 
 SILENT_S = 1.0
 """An endpoint that has not answered for so long when its caller gives up is set aside."""
@@ -49,10 +51,6 @@ class Timeouts:
 
     call_s: float = 5.0
     read_attempt_s: float = 2.0
-
-
-class AnswerTooLarge(PayloadTooLarge):
-    """Over ANSWER_BYTES_MAX. To a read; that of a write is not known then."""
 
 
 class StoreClient:
@@ -74,6 +72,8 @@ class StoreClient:
         self._timeouts = timeouts or Timeouts()
         self._connections = [Connections(endpoint, headers, tls, clock.monotonic_s) for endpoint in endpoints]
         self._waiting = 0
+        self._cluster_id = ""
+        """Of the first answer that named one: all endpoints are of this cluster."""
         self.newest = Header()
         """Of all answers, the one with the highest revision, which the store had reached by then."""
 
@@ -83,37 +83,49 @@ class StoreClient:
             connections.close()
 
     def note(self, header: Header) -> None:
+        """Raises InvariantViolation when another cluster has answered."""
+        if header.cluster_id and header.cluster_id != self._cluster_id:
+            if self._cluster_id:
+                raise InvariantViolation(
+                    f"the store's cluster is {header.cluster_id}, and was {self._cluster_id} before: endpoints of two "
+                    "clusters are named, or it was restored from a backup. What was read from it is void: start again"
+                )
+            self._cluster_id = header.cluster_id
         if header.revision >= self.newest.revision:
             self.newest = header
 
-    async def read(self, path: str, body: bytes) -> bytes:
-        """The answer to what changes nothing. Raises NotProposed when no endpoint can answer, DeadlineExceeded, and
-        what the store refuses it with."""
-        return await self._call(path, body, is_write=False)
+    async def read(self, path: str, body: bytes, *, answer_bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
+        """The answer to what changes nothing. Raises NotProposed when no endpoint can answer, DeadlineExceeded,
+        AnswerTooLarge, and what the store refuses it with."""
+        return await self._call(path, body, answer_bytes_max, is_write=False)
 
     async def write(self, path: str, body: bytes) -> bytes:
         """The answer to what may change something. Raises NotProposed, OutcomeUnknown, and refusals."""
-        return await self._call(path, body, is_write=True)
+        return await self._call(path, body, ANSWER_BYTES_MAX, is_write=True)
 
-    async def _call(self, path: str, body: bytes, *, is_write: bool) -> bytes:
+    async def _call(self, path: str, body: bytes, answer_bytes_max: int, *, is_write: bool) -> bytes:
         if self._waiting >= CALLS_WAITING_MAX:
             raise TooManyRequests(f"{CALLS_WAITING_MAX} calls to the store are under way")
         self._waiting += 1
         deadline_s = self._clock.monotonic_s() + self._timeouts.call_s
+        said: list[str] = []
         try:
-            said: list[str] = []
             for place in self._order.order(self._clock.monotonic_s()):
+                if self._clock.monotonic_s() >= deadline_s:
+                    break  # a kept connection would send it at once, whatever time is left
                 try:
-                    return await self._attempt(place, path, body, deadline_s, is_write=is_write)
+                    return await self._attempt(place, path, body, deadline_s, answer_bytes_max, is_write=is_write)
                 except (NotProposed, DeadlineExceeded) as error:
                     said.append(f"{self._addresses[place]}: {error.detail}")
-                    if self._clock.monotonic_s() >= deadline_s and not is_write:
-                        raise DeadlineExceeded(f"the store has not answered in time ({'; '.join(said)})") from error
-            raise NotProposed(f"no endpoint of the store can do it ({'; '.join(said)})")
         finally:
             self._waiting -= 1
+        if self._clock.monotonic_s() >= deadline_s and not is_write:
+            raise DeadlineExceeded(f"the store has not answered in time ({'; '.join(said)})")
+        raise NotProposed(f"no endpoint of the store can do it ({'; '.join(said)})")
 
-    async def _attempt(self, place: int, path: str, body: bytes, deadline_s: float, *, is_write: bool) -> bytes:
+    async def _attempt(
+        self, place: int, path: str, body: bytes, deadline_s: float, answer_bytes_max: int, *, is_write: bool
+    ) -> bytes:
         """Raises NotProposed or DeadlineExceeded when another endpoint may be asked."""
         began_s = self._clock.monotonic_s()
         left_s = deadline_s - began_s
@@ -122,7 +134,7 @@ class StoreClient:
         try:
             async with asyncio.timeout(attempt_s), self._connections[place].sent(path, body) as connection:
                 is_sent = True
-                status, answer = await connection.status(), await _whole(connection)
+                status, answer = await connection.status(), await _whole(connection, answer_bytes_max)
         except NotSent as error:
             self.endpoint_failed(place)
             raise NotProposed(str(error)) from error
@@ -140,19 +152,22 @@ class StoreClient:
             if is_write:
                 raise OutcomeUnknown(f"it was asked for, and {error.detail}, which are not read") from error
             raise
-        return self._taken(place, status, connection.headers, answer, is_write=is_write)
-
-    def _taken(
-        self, place: int, status: int, headers: Mapping[bytes, bytes], answer: bytes, *, is_write: bool
-    ) -> bytes:
-        """The answer, if it is no refusal. Raises NotProposed when another endpoint may be asked."""
+        if status != _OK:
+            self._refuse(place, status, connection.headers, answer, is_write=is_write, request_bytes=len(body))
         self.endpoint_answered(place)
-        if status == _OK:
-            return answer
-        error = error_of(status, answer, is_write=is_write, retry=headers.get(_RETRY_FIELD, b"").decode("latin-1"))
+        return answer
+
+    def _refuse(
+        self, place: int, status: int, headers: Mapping[bytes, bytes], answer: bytes, *, is_write: bool,
+        request_bytes: int,
+    ) -> NoReturn:  # fmt: skip
+        """Raises what the answer means, and NotProposed when another endpoint may be asked."""
+        retry = headers.get(_RETRY_FIELD, b"").decode("latin-1")
+        error = error_of(status, answer, is_write=is_write, request_bytes=request_bytes, retry=retry)
         if goes_on_elsewhere(error):
             self.endpoint_failed(place)
             raise NotProposed(error.detail) from error
+        self.endpoint_answered(place)
         raise error
 
     @asynccontextmanager
@@ -165,6 +180,7 @@ class StoreClient:
                 try:
                     connection = await self._begin(place, path, body, stack)
                 except (NotProposed, NotSent, Broken, TimeoutError) as error:
+                    await stack.aclose()  # or its connection would be held for as long as the next one's stream lives
                     self.endpoint_failed(place)
                     said.append(f"{self._addresses[place]}: {str(error) or 'no answer in time'}")
                     continue
@@ -177,7 +193,10 @@ class StoreClient:
             connection = await stack.enter_async_context(self._connections[place].sent(path, body, is_stream=True))
             status = await connection.status()
             if status != _OK:
-                self._taken(place, status, connection.headers, await _whole(connection), is_write=False)
+                answer = await _whole(connection, ANSWER_BYTES_MAX)
+                self._refuse(
+                    place, status, connection.headers, answer, is_write=False, request_bytes=len(body)
+                )  # fmt: skip
         return connection
 
     def endpoint_failed(self, place: int) -> None:
@@ -209,13 +228,13 @@ class OpenStream:
         self.client.endpoint_answered(self.place)
 
 
-async def _whole(connection: Connection) -> bytes:
+async def _whole(connection: Connection, bytes_max: int) -> bytes:
     """Raises Broken, and AnswerTooLarge."""
     chunks: list[bytes] = []
     size_bytes = 0
     while chunk := await connection.chunk():
         size_bytes += len(chunk)
-        if size_bytes > ANSWER_BYTES_MAX:
-            raise AnswerTooLarge(f"the store answers with over {ANSWER_BYTES_MAX} bytes")
+        if size_bytes > bytes_max:
+            raise AnswerTooLarge(f"the store answers with over {bytes_max} bytes")
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -199,7 +199,10 @@ class Connections:
                 connection.send(head.encode() + body)
                 yield connection
             finally:
-                self._give_back(connection)
+                if is_stream:
+                    self._drop(connection)  # always: streams open their own, so those they left would pile up
+                else:
+                    self._give_back(connection)
         finally:
             places.release()
 
@@ -223,10 +226,13 @@ class Connections:
         """A kept connection, the one used last, or a new one."""
         while self._kept:
             connection, since_s = self._kept.pop()
-            if connection.can_be_used and self._now_s() - since_s < IDLE_S_MAX:
+            if self._is_good(connection, since_s):
                 return connection
             self._drop(connection)
         return await self._connect()
+
+    def _is_good(self, connection: Connection, since_s: float) -> bool:
+        return connection.can_be_used and self._now_s() - since_s < IDLE_S_MAX
 
     async def _connect(self) -> Connection:
         host, port = self._address.host, self._address.port
@@ -243,11 +249,13 @@ class Connections:
         return connection
 
     def _give_back(self, connection: Connection) -> None:
-        """Kept, if its answer was taken to its end, and it can be used again."""
+        """Kept, if its answer was taken to its end, and it can be used again. Those that were not for too long go."""
         if connection.can_be_used:
             self._kept.append((connection, self._now_s()))
         else:
             self._drop(connection)
+        while self._kept and not self._is_good(*self._kept[0]):
+            self._drop(self._kept.popleft()[0])
 
     def _drop(self, connection: Connection) -> None:
         connection.close()

@@ -18,12 +18,13 @@ from quorate_core.tasks import TaskOwner
 from quorate_store.commands import encode_command
 from quorate_store.etcd import messages
 from quorate_store.etcd.client import StoreClient, Timeouts
+from quorate_store.etcd.far_streams import FarStreams
 from quorate_store.etcd.feed import FIRST_KEY, Feed, Wait
 from quorate_store.etcd.leases import Leases
 from quorate_store.etcd.ranges import RANGE_PATH, read_range
 from quorate_store.etcd.recent import RECENT_REVISIONS_MAX, RecentChanges
 from quorate_store.etcd.watch_stream import watch_stream
-from quorate_store.etcd.watches import EtcdWatch, FarStreams
+from quorate_store.etcd.watches import EtcdWatch
 from quorate_store.model import (
     REQUEST_BYTES_MAX,
     Compare,
@@ -77,7 +78,7 @@ class EtcdStore:
         self._recent_revisions_max = recent_revisions_max
         self._leases = Leases(self._client, self._present)
         self._once = OnceWriter(self, clock, random_bits=random_bits)
-        self._far_streams = FarStreams(self._client, tasks, wait)
+        self._far_streams = FarStreams(self._client, tasks, clock, wait)
         self._feeds: dict[bool, Feed] = {}
         """Those that are in use, with and without previous values."""
         self._feed_tasks: set[asyncio.Task[None]] = set()
@@ -223,8 +224,14 @@ class EtcdStore:
             task = self._tasks.start(feed.run(), "feed with previous values" if previous else "feed")
             self._feeds[previous] = feed
             self._feed_tasks.add(task)
-            task.add_done_callback(self._feed_tasks.discard)
+            task.add_done_callback(lambda task: self._forget(previous, feed, task))
         return feed
+
+    def _forget(self, previous: bool, feed: Feed, task: asyncio.Task[None]) -> None:
+        """A feed that has ended, with the changes that it has kept."""
+        self._feed_tasks.discard(task)
+        if self._feeds.get(previous) is feed:
+            del self._feeds[previous]
 
     async def hash(self, revision: int = 0) -> StateHash:
         """See `port.Store.hash`. Raises NotImplementedHere for a revision of the past when the store's JSON API has no
@@ -251,7 +258,7 @@ class EtcdStore:
         self._client.note(answer.header)
         ids = await self._find_members() or dict.fromkeys(filter(None, (answer.header.member_id, answer.leader)))
         member_id = answer.header.member_id
-        role = "leader" if answer.leader == member_id else "follower"
+        role = "learner" if answer.is_learner else "leader" if answer.leader == member_id else "follower"
         return MemberStatus(
             name=self._name_of(member_id),
             role=role,

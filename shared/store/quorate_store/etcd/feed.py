@@ -9,10 +9,10 @@ it has sent what is older.) Local watches are served by `watches.WatchFeed`, as 
 process their changes too.
 
 The stream breaks, or goes silent: an endpoint dies, or is cut off from its majority, or paused. The first is seen at
-once. For the second, a linearizable read asks every PROBE_INTERVAL_S how far the store is, and a stream that has not
-moved at all for STALE_S after that is broken off. In both cases the feed goes on from the next revision at the next
-endpoint. When that is compacted by then, local watches are told that the feed has lost history; each begins anew from
-the store's, if it can.
+once. For the second, a linearizable read asks every PROBE_INTERVAL_S how far the store is. When the feed is not there
+and not a byte comes for STALE_S, the stream is broken off (bytes, as one revision alone may be long in coming). In both
+cases the feed goes on from the next revision at the next endpoint. When that is compacted by then, local watches are
+told that the feed has lost history; each begins anew from the store's, if it can.
 
 A revision that is left out is asked for again, at the next endpoint: a lost event must not pass for none. When that
 leaves it out as well, the store has no event of it (etcd's compaction takes a deletion at the very revision that it
@@ -33,7 +33,8 @@ from quorate_core.errors import Compacted, DeadlineExceeded, InvariantViolation,
 
 from quorate_store.etcd.client import StoreClient
 from quorate_store.etcd.recent import RecentChanges
-from quorate_store.etcd.watch_stream import Revisions, watch_stream
+from quorate_store.etcd.retries import WORKED_S_MIN, Retries
+from quorate_store.etcd.watch_stream import Revisions, WatchStream, watch_stream
 from quorate_store.model import RANGE_ALL, Event
 from quorate_store.state import Applied
 from quorate_store.watches import OpenWatch, WatchFeed
@@ -45,8 +46,6 @@ STALE_S = 1.0
 GAP_REVISIONS_MAX = 1_000
 """Left out by the store, and taken to have no events; more of them are history that was lost."""
 IDLE_S = 60.0
-BACKOFF_S_MIN = 0.05
-BACKOFF_S_MAX = 1.0
 
 Wait = Callable[[float], Awaitable[None]]
 
@@ -85,8 +84,8 @@ class Feed:
         self._awaiting: list[tuple[int, int, asyncio.Future[None]]] = []
         """Who waits for which revision: a heap. The second makes them comparable."""
         self._tickets = count()
-        self._patience: asyncio.Timeout | None = None
-        """Of the stream that is being read; to end it is to break it off."""
+        self._reading: tuple[WatchStream, asyncio.Timeout] | None = None
+        """The stream that is being read, and what ends to break it off."""
         self._gap_at = 0
         """The revision that was asked for again."""
         self._has_ended = False
@@ -146,26 +145,38 @@ class Feed:
 
     async def _read(self) -> None:
         """Until cancelled."""
-        backoff_s = BACKOFF_S_MIN
+        retries = Retries()
         while True:
-            before = self._recent.revision
+            before, began_s = self._recent.revision, self._clock.monotonic_s()
+            broke: QuorateError | None = None
             try:
                 await self._read_stream()
             except Compacted as error:
-                log.warning("store_watch_lost_history", revision=self._recent.revision, reason=error.detail)
-                self._lose(int(error.extensions["compact_revision"]))
+                first = int(error.extensions.get("compact_revision", 0))
+                if first:
+                    log.warning("store_watch_lost_history", revision=self._recent.revision, reason=error.detail)
+                    self._lose(first)
+                else:
+                    broke = error  # the next endpoint may say from where on there is history
             except InvariantViolation:
                 raise
             except QuorateError as error:
-                log.info("store_watch_broke", revision=self._recent.revision, reason=error.detail)
-            backoff_s = BACKOFF_S_MIN if self._recent.revision > before else min(2 * backoff_s, BACKOFF_S_MAX)
-            await self._wait(backoff_s)
+                broke = error
+            lasted_s = self._clock.monotonic_s() - began_s
+            has_worked = self._recent.revision > before or lasted_s >= WORKED_S_MIN
+            pause_s, is_told = retries.ended(has_worked=has_worked)
+            if broke is not None and is_told:
+                log.info(
+                    "store_watch_broke", revision=self._recent.revision, failures=retries.failures, reason=broke.detail
+                )  # fmt: skip
+            await self._wait(pause_s)
 
     async def _read_stream(self) -> None:
         start = self._recent.revision + 1
         async with watch_stream(self._client, FIRST_KEY, RANGE_ALL, start, previous=self._previous) as stream:
             try:
-                async with asyncio.timeout(None) as self._patience:
+                async with asyncio.timeout(None) as patience:
+                    self._reading = stream, patience
                     async for revisions in stream:
                         self._take(revisions)
             except TimeoutError:
@@ -175,7 +186,7 @@ class Feed:
                 stream.source.failed()
                 raise
             finally:
-                self._patience = None
+                self._reading = None
 
     def _take(self, revisions: Revisions) -> None:
         """Hand out what is new. Raises Unavailable when a revision is missing."""
@@ -239,6 +250,7 @@ class Feed:
             await self._probe()
             for follower in tuple(self._followers):
                 follower.look_after()
+                await asyncio.sleep(0)  # each may look at thousands of changes
 
     def _is_awaited(self) -> bool:
         """Forgets those who have given up."""
@@ -248,18 +260,23 @@ class Feed:
 
     async def _probe(self) -> None:
         wanted = await self._find_present()
-        before = self._recent.revision
-        if before >= wanted:
+        if self._recent.revision >= wanted or self._reading is None:
             return
+        stream, patience = self._reading
+        before = self._recent.revision, stream.heard_bytes
         await self._wait(STALE_S)
-        if self._recent.revision == before and self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        is_read_still = self._reading is not None and self._reading[0] is stream
+        if is_read_still and (self._recent.revision, stream.heard_bytes) == before and not patience.expired():
+            patience.reschedule(asyncio.get_running_loop().time())
 
     async def _find_present(self) -> int:
-        """How far the store is, as far as anybody has heard. Raises InvariantViolation when it has gone back."""
+        """How far the store is, as far as anybody has heard. Raises InvariantViolation when it has gone back, or is
+        another one."""
         reached = self._recent.revision
         try:
             present = await self._present()
+        except InvariantViolation:
+            raise
         except QuorateError:
             return self._client.newest.revision
         if present < reached:

@@ -38,8 +38,9 @@ class Unreadable(QuorateError):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """`member_id` in decimal; empty, and the rest 0, where the answer does not say."""
+    """Ids in decimal; they are empty, and the rest 0, where the answer does not say."""
 
+    cluster_id: str = ""
     member_id: str = ""
     revision: int = 0
     raft_term: int = 0

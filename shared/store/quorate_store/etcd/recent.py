@@ -9,7 +9,7 @@ from itertools import islice
 from quorate_core.errors import Compacted, InvariantViolation
 
 from quorate_store.key_index import is_in_range
-from quorate_store.model import Event, KeyValue
+from quorate_store.model import Event
 
 RECENT_REVISIONS_MAX = 10_000
 RECENT_BYTES_MAX = 32 * 1024 * 1024
@@ -47,7 +47,7 @@ class RecentChanges:
         """Raises InvariantViolation for any revision but the next."""
         if revision != self.revision + 1:
             raise InvariantViolation(f"after revision {self.revision} came {revision}")
-        size_bytes = sum(map(_size_bytes, events))
+        size_bytes = sum(EVENT_BYTES + event.size_bytes for event in events)
         self._changes.append((events, size_bytes))
         self._bytes += size_bytes
         self.revision = revision
@@ -81,11 +81,3 @@ class RecentChanges:
         if not previous:
             found = [Event(event.kind, event.kv) for event in found]
         return found, reached
-
-
-def _size_bytes(event: Event) -> int:
-    return EVENT_BYTES + _kv_bytes(event.kv) + (0 if event.previous is None else _kv_bytes(event.previous))
-
-
-def _kv_bytes(kv: KeyValue) -> int:
-    return len(kv.key) + len(kv.value)

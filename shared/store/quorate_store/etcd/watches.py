@@ -4,10 +4,11 @@ Theory of operation. A watch is in one of two states.
 
 - *Near*: served by the feed: from its newest changes, and then as they come. A watch from now on begins here.
 - *Far*: it begins, or goes on, before what the feed has kept. A stream of its own reads the store's history of its
-  range. It becomes near when that has told of a change that the feed has kept, or any after it. In a range that
-  nothing happens in, that may never be; which is no harm, but for progress: how far a stream of some keys is cannot be
-  told (see `feed`). Who asks for it then gets a stream of all keys instead, from where it was, for as long as it takes
-  to become near. That is costly when it is very far; no other way is sure.
+  range (`far_streams`). It becomes near when that has told of a change that the feed has kept, or any after it. In a
+  range that nothing happens in, that may take for ever, as how far a stream of some keys is cannot be told (see
+  `feed`). Who asks for progress then gets a stream of all keys instead, from where it was, for as long as it takes to
+  become near; and so does, after a while, a range that stays quiet. That is costly when it is very far; no other way is
+  sure.
 
 Whether history reaches back is the store's to say: each watch from the past begins by a read at that revision. So the
 feed does not serve what the store has compacted.
@@ -17,192 +18,18 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 
-import structlog
-from quorate_core.errors import (
-    Compacted,
-    Conflict,
-    FutureRevision,
-    NotProposed,
-    QuorateError,
-    TooManyRequests,
-    Unavailable,
-)
-from quorate_core.tasks import TaskOwner
+from quorate_core.errors import Compacted, Conflict, FutureRevision, QuorateError
 
-from quorate_store.etcd.client import StoreClient
-from quorate_store.etcd.feed import BACKOFF_S_MAX, BACKOFF_S_MIN, FIRST_KEY, Feed, Wait
+from quorate_store.etcd.far_streams import FarStream, FarStreams
+from quorate_store.etcd.feed import Feed
 from quorate_store.etcd.recent import NotKept
-from quorate_store.etcd.watch_stream import Revisions, watch_stream
-from quorate_store.key_index import is_in_range
-from quorate_store.model import RANGE_ALL, Event, RangeResult, WatchBatch
+from quorate_store.model import RANGE_ALL, RangeResult, WatchBatch
 from quorate_store.watches import OpenWatch, Watcher
-
-FAR_MAX = 200
-"""Streams of their own, of one process."""
-FAR_BATCHES_MAX = 16
-"""Read ahead of who reads them."""
-RECENT_LOOKED_AT_MAX = 500
-"""Changes, to see whether a far stream is silent for a reason."""
-
-log = structlog.get_logger(__name__)
 
 ReadAt = Callable[[bytes, int], Awaitable[RangeResult]]
 """A linearizable read of how many keys there are of this name, at this revision (0: the newest)."""
 ObtainFeed = Callable[[int], Feed]
 """A feed that runs; given the store's revision as it was read just now."""
-
-
-class FarStream:
-    """Reads the store's history of a range from `start_revision` on, by a task of its own, until it is closed."""
-
-    def __init__(
-        self, client: StoreClient, feed: Feed, key: bytes, range_end: bytes, start_revision: int, *, previous: bool,
-        wait: Wait,
-    ) -> None:  # fmt: skip
-        self._client = client
-        self._feed = feed
-        self._key = key
-        self._range_end = range_end
-        self._next_revision = start_revision
-        self._previous = previous
-        self._wait = wait
-        self._is_wide = False
-        """All keys are asked for, to know how far it is."""
-        self._batches: asyncio.Queue[WatchBatch | QuorateError] = asyncio.Queue(FAR_BATCHES_MAX)
-        self._patience: asyncio.Timeout | None = None
-        self._silent_before: int | None = None
-        """The revision at which it was when it was found silent."""
-        self._is_waiting = False
-        """For the store, and not for its reader."""
-        self._has_ended = False
-
-    async def next_batch(self) -> WatchBatch:
-        """May have no events, when it has become wide. Raises Compacted, refusals, and Unavailable at the end."""
-        if self._has_ended and self._batches.empty():
-            raise _closing()
-        batch = await self._batches.get()
-        if isinstance(batch, QuorateError):
-            raise batch
-        return batch
-
-    def widen(self) -> None:
-        """Begin anew where it is, with all keys."""
-        if not self._is_wide:
-            self._is_wide = True
-            self._break_off()
-
-    def look_after(self) -> None:
-        """Break off a stream that has not told of a change which the feed has told of, twice in a row."""
-        if not self._is_waiting or not self._has_missed():
-            self._silent_before = None
-        elif self._silent_before == self._next_revision:
-            self._break_off()
-        else:
-            self._silent_before = self._next_revision
-
-    async def run(self) -> None:
-        """Until cancelled, or the store refuses it."""
-        try:
-            await self._read()
-        except QuorateError as error:
-            await self._batches.put(error)
-        finally:
-            self._has_ended = True
-            if self._batches.empty():
-                self._batches.put_nowait(_closing())
-
-    async def _read(self) -> None:
-        backoff_s = BACKOFF_S_MIN
-        while True:
-            before = self._next_revision
-            try:
-                await self._read_stream()
-            except (NotProposed, Unavailable) as error:
-                log.info("store_history_broke", revision=self._next_revision, reason=error.detail)
-            backoff_s = BACKOFF_S_MIN if self._next_revision > before else min(2 * backoff_s, BACKOFF_S_MAX)
-            await self._wait(backoff_s)
-
-    async def _read_stream(self) -> None:
-        key, range_end = (FIRST_KEY, RANGE_ALL) if self._is_wide else (self._key, self._range_end)
-        is_wide = self._is_wide
-        async with watch_stream(
-            self._client, key, range_end, self._next_revision, previous=self._previous
-        ) as stream:  # fmt: skip
-            try:
-                async with asyncio.timeout(None) as self._patience:
-                    if is_wide != self._is_wide:
-                        return
-                    self._is_waiting = True
-                    async for revisions in stream:
-                        self._is_waiting = False
-                        await self._hand_over(revisions)
-                        self._is_waiting = True
-            except TimeoutError:
-                if is_wide == self._is_wide:
-                    stream.source.failed()
-            except Unavailable:
-                stream.source.failed()
-                raise
-            finally:
-                self._patience = None
-                self._is_waiting = False
-
-    async def _hand_over(self, revisions: Revisions) -> None:
-        events: list[Event] = []
-        for revision, changed in revisions:
-            if revision >= self._next_revision:
-                events += [event for event in changed if is_in_range(event.kv.key, self._key, self._range_end)]
-        reached = revisions[-1][0]
-        if reached >= self._next_revision:
-            await self._batches.put(WatchBatch(reached, tuple(events)))
-            # NB: only now, as to wait for room may be cut short, and then it is read again.
-            self._next_revision = reached + 1
-
-    def _has_missed(self) -> bool:
-        recent = self._feed.recent
-        start = max(self._next_revision, recent.first)
-        if start > recent.revision:
-            return False
-        events, _ = recent.events(
-            start, self._key, self._range_end, previous=False, rows_max=RECENT_LOOKED_AT_MAX
-        )  # fmt: skip
-        return bool(events)
-
-    def _break_off(self) -> None:
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(asyncio.get_running_loop().time())
-
-
-def _closing() -> Unavailable:
-    return Unavailable("the store is closing; resume the watch at another node")
-
-
-class FarStreams:
-    """Makes them, and bounds how many there are."""
-
-    def __init__(self, client: StoreClient, tasks: TaskOwner, wait: Wait) -> None:
-        self._client = client
-        self._tasks = tasks
-        self._wait = wait
-        self._running: set[asyncio.Task[None]] = set()
-
-    def begin(
-        self, feed: Feed, key: bytes, range_end: bytes, start_revision: int, *, previous: bool
-    ) -> tuple[FarStream, asyncio.Task[None]]:
-        """Raises TooManyRequests."""
-        if len(self._running) >= FAR_MAX:
-            raise TooManyRequests(f"{FAR_MAX} watches read the store's history here; that is the limit")
-        stream = FarStream(self._client, feed, key, range_end, start_revision, previous=previous, wait=self._wait)
-        task = self._tasks.start(stream.run(), "watch of history")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return stream, task
-
-    async def close(self) -> None:
-        """End them; their readers get what was read, and then Unavailable."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 class EtcdWatch:
