@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-from quorate_core.errors import Conflict, InvalidRequest, NotProposed, QuorateError
+from quorate_core.errors import Conflict, InvalidRequest, NotFound, NotProposed, QuorateError
 from quorate_core.settings import HostPort
 from quorate_raft.core.membership import (
     AddLearner,
@@ -138,8 +138,16 @@ class Members:
         return await self._change(PromoteLearner(name))
 
     async def remove(self, name: MemberName) -> MemberList:
-        """Remove a member for good. Raises Conflict when the voters that are left and alive would be no majority."""
-        return await self._change(RemoveMember(name))
+        """Remove a member for good; one that was removed already is. Raises Conflict when the voters that are left and
+        alive would be no majority."""
+        try:
+            return await self._change(RemoveMember(name))
+        except NotFound:
+            # NB: a leader that removes itself may be gone before its answer: the caller then asks another node again.
+            found = await self.list()
+            if name not in found.removed:
+                raise
+            return found
 
     async def transfer(self, wanted: Transfer) -> Transferred:
         return Transferred(leader=await self._control.transfer_leadership(wanted.to, TRANSFER_TIMEOUT_S))

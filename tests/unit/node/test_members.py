@@ -177,6 +177,16 @@ async def test_a_member_is_removed(client: httpx.AsyncClient, cluster: ScriptedC
     assert "n9 is no member" in problem(await client.delete("/v1/cluster/members/n9"), 404, "not-found")["detail"]
 
 
+async def test_who_asks_again_for_a_removal_that_was_done_is_told_so(
+    client: httpx.AsyncClient, cluster: ScriptedCluster
+) -> None:
+    """As one must whose first answer was lost with the leader that had removed itself."""
+    for _ in range(2):
+        answer = await client.delete("/v1/cluster/members/n3")
+        assert (answer.status_code, answer.json()["removed"]) == (200, ["n3", "n0"])
+    assert len(cluster.changes) == 1
+
+
 async def test_the_leadership_goes_to_whom_one_names_or_to_whom_the_leader_likes(
     client: httpx.AsyncClient, cluster: ScriptedCluster
 ) -> None:
