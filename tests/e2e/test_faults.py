@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-import httpx
+from support import plain_http
 from support.platform import Outcomes, Platform, eventually, load, wait_for_orders
 
 
@@ -47,7 +47,7 @@ def measure_writes_until_good(platform: Platform, endpoints: list[str], within_s
     while time.monotonic() - started_s < within_s:
         attempt += 1
         url = f"{endpoints[attempt % len(endpoints)]}/v1/config/default/probe/fault.txt"
-        answer = httpx.put(url, content=f"{attempt} {started_s}", timeout=5)
+        answer = plain_http.put(url, content=f"{attempt} {started_s}", timeout=5)
         if answer.is_success:
             return WriteOutage(time.monotonic() - started_s, retries)
         retries.add(answer.json()["retry"])

@@ -27,12 +27,17 @@ class Catch:
 
 
 def hunt(
-    mutations: Sequence[Mutation], first_seed: int, timeout_s: float, told: Callable[[Catch], None] | None = None
+    mutations: Sequence[Mutation],
+    first_seed: int | None,
+    timeout_s: float,
+    told: Callable[[Catch], None] | None = None,
 ) -> list[Catch]:
-    """Raises CalledProcessError for a process that failed, and TimeoutExpired."""
+    """From `first_seed` on, or from the seed that each is known by when that is None. Raises CalledProcessError for a
+    process that failed, and TimeoutExpired."""
 
     def one(mutation: Mutation) -> Catch:
-        command = [sys.executable, "-m", "sim.mutant", mutation.name, str(first_seed), str(mutation.seeds_max)]
+        first = mutation.known_seed if first_seed is None else first_seed
+        command = [sys.executable, "-m", "sim.mutant", mutation.name, str(first), str(mutation.seeds_max)]
         answer = subprocess.run(command, cwd=TESTS, capture_output=True, check=True, text=True, timeout=timeout_s)
         catch = Catch(**json.loads(answer.stdout))
         if told is not None:

@@ -27,6 +27,7 @@ from typing import Any, Self
 import httpx
 from quorate_simulation.linearizability import Model, Operation, Result, check
 from quorate_simulation.models import KeyAnswer, KeyCall, KeyModel, Verb
+from support import plain_http
 from support.fault_documents import DocumentModel, Found, Publish, Published, Read, Refused
 from support.node_processes import until
 
@@ -163,7 +164,7 @@ class Load:
     def judge(self) -> str:
         """Read everything once more at each node, and fail unless all of it is linearizable. Returns what it was."""
         assert not any(thread.is_alive() for thread in self._threads), "a client still waits for an answer"
-        with httpx.Client(headers=self.headers, timeout=CALL_S_MAX, trust_env=False) as http:
+        with plain_http.client(headers=self.headers, timeout=CALL_S_MAX) as http:
             for node in self.urls:
                 last = Caller(self, -1, http, node)
                 for key in self.keys:
@@ -268,7 +269,7 @@ class _Client:
     def run(self) -> None:
         nodes = list(self._load.urls)
         at = self._number
-        with httpx.Client(headers=self._load.headers, timeout=self._load.call_s_max, trust_env=False) as http:
+        with plain_http.client(headers=self._load.headers, timeout=self._load.call_s_max) as http:
             while not self._load.stopping.is_set():
                 outcome = self._step(Caller(self._load, self._number, http, nodes[at % len(nodes)]))
                 has_failed = outcome in (Outcome.NOT_DONE, Outcome.UNKNOWN)

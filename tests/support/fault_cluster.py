@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from support import plain_http
 from support.fault_clients import CALL_S_MAX, Load
 from support.fault_leases import HeldInstance
 from support.fault_network import FaultNetwork
@@ -49,7 +50,7 @@ class FaultCluster(NodeCluster):
 
     seed: int = 1
     headers: dict[str, str] = field(default_factory=dict)
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=ASK_S_MAX, trust_env=False))
+    http: httpx.Client = field(default_factory=lambda: plain_http.client(timeout=ASK_S_MAX))
 
     def load(self, label: str, call_s_max: float = CALL_S_MAX) -> Load:
         return Load({node.name: node.url for node in self.nodes}, self.headers, label, self.seed, call_s_max)
@@ -93,7 +94,9 @@ class FaultCluster(NodeCluster):
         """Have `to` lead."""
 
         def asked() -> bool:
-            answer = httpx.post(to.url + "/v1/cluster/transfer", json={"to": to.name}, headers=self.headers, timeout=10)
+            answer = plain_http.post(
+                to.url + "/v1/cluster/transfer", json={"to": to.name}, headers=self.headers, timeout=10
+            )
             return answer.is_success and self.leader_of(self.nodes).name == to.name
 
         until(f"{to.name} leads", asked, AGREED_S_MAX)

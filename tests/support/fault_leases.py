@@ -11,7 +11,7 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-import httpx
+from support import plain_http
 from support.fault_clients import Outcome, Reply, ask
 from support.node_processes import until
 
@@ -42,7 +42,7 @@ class HeldInstance:
 
     def __init__(self, urls: Mapping[str, str], headers: Mapping[str, str], name: str, ttl_s: int, seed: int) -> None:
         self._urls = list(urls.values())
-        self._http = httpx.Client(headers=dict(headers), timeout=CALL_S_MAX, trust_env=False)
+        self._http = plain_http.client(headers=dict(headers), timeout=CALL_S_MAX)
         self._name = name
         self._random = Random(f"{seed} {name}")
         self._stopping = threading.Event()

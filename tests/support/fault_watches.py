@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import httpx
+from support import plain_http
 from support.fault_clients import Outcome, ask
 from support.node_processes import until
 from support.nonsense import Wire, chunk_of, chunked, wire
@@ -348,7 +349,7 @@ class Writer:
     def _run(self) -> None:
         urls = list(self._load.urls.values())
         at = self._number
-        with httpx.Client(headers=self._load.headers, timeout=CALL_S_MAX, trust_env=False) as http:
+        with plain_http.client(headers=self._load.headers, timeout=CALL_S_MAX) as http:
             while not self._load.stopping.is_set():
                 puts, operations = self._draw()
                 reply = ask(http, "POST", urls[at % len(urls)] + "/v3/kv/txn", json={"success": operations})
@@ -386,7 +387,7 @@ class WatchLoad:
         self.keys = [f"{label}/{group}/{number}".encode() for group in GROUPS for number in range(KEYS_A_GROUP)]
         self.stopping = threading.Event()
         self.aborting = threading.Event()
-        self._http = httpx.Client(headers=self.headers, timeout=CALL_S_MAX, trust_env=False)
+        self._http = plain_http.client(headers=self.headers, timeout=CALL_S_MAX)
         self.history = History(self.prefix, self._present_revision())
         start = self.history.through + 1
         ranges = watched_ranges(self.prefix)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from support import plain_http
 from support.node_processes import NodeProcess, node_cluster, until
 
 SUPPORT = Path(__file__).resolve().parent
@@ -21,7 +22,7 @@ TTL_S = 3_600
 STOP_S_MAX = 20.0
 ASK_S_MAX = 5.0
 LOG_CHARS_SHOWN_MAX = 6_000
-LISTENING = re.compile(r"listening .*admin=http://127\.0\.0\.1:(\d+).* url=http://127\.0\.0\.1:(\d+)")
+LISTENING = re.compile(r"listening .*admin=http://127\.0\.0\.1:(\d+).* url=https?://127\.0\.0\.1:(\d+)")
 
 
 @dataclass
@@ -61,7 +62,7 @@ class GatewayStack:
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
     admin_port: int = 0
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=ASK_S_MAX, trust_env=False))
+    http: httpx.Client = field(default_factory=lambda: plain_http.client(timeout=ASK_S_MAX))
     fresh: dict[str, int] = field(default_factory=dict)
     """`counts` of before the first request, for who compares."""
 

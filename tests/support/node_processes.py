@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 from quorate_cli import ports as machine_ports
 from quorate_core.secrets import generate_secret
+from support import plain_http
 
 START_S_MAX = 30.0
 STOP_S_MAX = 20.0
@@ -108,7 +109,7 @@ class NodeProcess:
     def is_ready(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
             raise AssertionError(f"{self.name} ended with {self.process.returncode}")
-        return httpx.get(self.url + "/readyz", timeout=2).status_code == 200
+        return plain_http.get(self.url + "/readyz", timeout=2).status_code == 200
 
     def exit_status(self, within_s: float = STOP_S_MAX) -> int:
         """Wait for the end of a process that ends by itself, or was told to."""
@@ -170,7 +171,7 @@ class NodeCluster:
             node.wait_ready()
 
     def status(self, node: NodeProcess) -> dict[str, Any]:
-        answer = httpx.get(node.url + "/v1/cluster/status", timeout=5)
+        answer = plain_http.get(node.url + "/v1/cluster/status", timeout=5)
         answer.raise_for_status()
         return dict(answer.json())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from support import plain_http
 
 START_S_MAX = 90.0
 STOP_S_MAX = 40.0
@@ -43,7 +44,7 @@ class Platform:
 
     root: Path
     process: subprocess.Popen[bytes] | None = None
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10))
+    http: httpx.Client = field(default_factory=lambda: plain_http.client(timeout=10))
 
     def start(self, *options: str) -> float:
         """Start and wait until it says that it is ready; returns how many seconds that took."""
@@ -168,7 +169,7 @@ def load(platform: Platform, clients: int = 3, orders_max: int = 5_000) -> Itera
     body = {"customer": "load", "lines": [{"sku": "widget", "quantity": 1}]}
 
     def run() -> None:
-        with httpx.Client(base_url=gateway, timeout=10) as client:
+        with plain_http.client(base_url=gateway, timeout=10) as client:
             while not stopping.is_set() and len(outcomes.accepted) < orders_max:
                 try:
                     answer = client.post("/orders", json=body)

@@ -14,6 +14,7 @@ import httpx
 from quorate_core.serving import bound_address, open_listener
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
+from support import plain_http
 
 WAIT_S_MAX = 30.0
 POLL_INTERVAL_S = 0.02
@@ -105,7 +106,7 @@ class RunningShop:
     node_http: HostPort
     node_peer: HostPort
     processes: dict[str, Process] = field(default_factory=dict)
-    http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=5.0))
+    http: httpx.AsyncClient = field(default_factory=lambda: plain_http.async_client(timeout=5.0))
 
     @property
     def node_url(self) -> str:

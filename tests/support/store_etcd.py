@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import SystemClock
@@ -21,6 +20,7 @@ from quorate_node.settings import NodeSettings
 from quorate_store.etcd import EtcdStore
 from quorate_store.v3.endpoints import mount_v3
 from quorate_store.v3.headers import PLATFORM_HEADER
+from support import plain_http
 from support.external_stores import EtcdMembers, OwnNodes, etcd_members, find_etcd, own_nodes
 from support.node_app import served
 from support.node_processes import until
@@ -54,7 +54,7 @@ def until_healthy(members: EtcdMembers) -> None:
 
 
 def _is_healthy(endpoint: str) -> bool:
-    return httpx.get(f"http://{endpoint}/health", timeout=2).json().get("health") == "true"
+    return plain_http.get(f"http://{endpoint}/health", timeout=2).json().get("health") == "true"
 
 
 @asynccontextmanager

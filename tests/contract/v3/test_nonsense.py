@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_store.v3 import mount_v3
+from support import plain_http
 from support.node_app import LOOPBACK, served
 from support.node_processes import NodeProcess, node_cluster, until
 from support.nonsense import (
@@ -86,7 +86,7 @@ def node(started: NodeProcess) -> Iterator[NodeProcess]:
 def json_paths(started: NodeProcess) -> list[tuple[str, str]]:
     """Path and method of every operation that takes a JSON object, but streams, and users and roles, which nobody has
     here whatever is sent."""
-    document = httpx.get(started.url + "/openapi.json", timeout=PATIENCE_S).json()
+    document = plain_http.get(started.url + "/openapi.json", timeout=PATIENCE_S).json()
     found = [(PUT, "POST"), (INSTANCE, "PUT"), (INSTANCE, "PATCH"), ("/v1/config/default/a/b/rollback", "POST")]
     for path, operations in document["paths"].items():
         takes = operations.get("post", {}).get("requestBody", {}).get("content", {})

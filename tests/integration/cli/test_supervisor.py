@@ -22,6 +22,7 @@ from quorate_cli.supervision import PartState
 from quorate_cli.supervisor import Supervisor
 from quorate_core.clock import SystemClock
 from quorate_core.settings import HostPort
+from support import plain_http
 
 WAIT_S = 20.0
 
@@ -97,7 +98,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         scene = Scene(tmp_path, client)
         async with scene.supervisor:
             yield scene
@@ -257,7 +258,7 @@ async def test_a_command_that_runs_once_gives_its_exit_code(scene: Scene) -> Non
 
 
 async def test_leaving_the_supervisor_kills_what_still_runs(tmp_path: Path) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         scene = Scene(tmp_path, client)
         async with scene.supervisor:
             scene.start(SERVE_FOR_EVER)

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httpx
 import pytest
 from quorate_cli.ports import free_ports
+from support import plain_http
 
 SMALL = ("--nodes", "1", "--orders", "1", "--inventories", "1")
 ORDER = {"customer": "c-1", "lines": [{"sku": "widget", "quantity": 2}]}
@@ -33,7 +33,7 @@ async def test_the_platform_starts_serves_heals_stops_and_finds_its_data_again(q
 
     curl = await quorate.until_said("curl -i ")
     assert f"{state['gateway']}/orders" in curl
-    async with httpx.AsyncClient(trust_env=False, base_url=state["gateway"]) as client:
+    async with plain_http.async_client(base_url=state["gateway"]) as client:
         # What is printed to be tried works at once.
         answer = await client.post("/orders", json=ORDER)
         assert answer.status_code == 202
@@ -68,7 +68,7 @@ async def test_the_platform_starts_serves_heals_stops_and_finds_its_data_again(q
     assert (await quorate.run("ps"))[0] == 3
 
     await quorate.until_ready()  # the number of nodes is that of the data
-    async with httpx.AsyncClient(trust_env=False, base_url=quorate.state["gateway"]) as client:
+    async with plain_http.async_client(base_url=quorate.state["gateway"]) as client:
         assert (await client.get(placed)).json()["customer"] == "c-1"
     code, out, _ = await quorate.run("down")
     assert (code, "Stopped" in out) == (0, True)
@@ -152,7 +152,7 @@ async def test_a_majority_and_one_of_each_service_are_enough_and_a_wiped_node_st
     assert not (quorate.root / "data" / "node-2").exists()
     shown = "".join((await quorate.run("ps"))[1].split())  # a long cell is folded
     assert "mustnotvote" in shown
-    async with httpx.AsyncClient(trust_env=False, base_url=state["gateway"]) as client:
+    async with plain_http.async_client(base_url=state["gateway"]) as client:
         assert (await client.post("/orders", json=ORDER)).status_code == 202
     code, out, _ = await quorate.run("config", "list", "--json")
     names = {item["key"] for item in json.loads(out)["documents"] if item["group"] == "order"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from support import plain_http
 from support.platform import eventually
 from support.repository import ROOT
 
@@ -63,7 +64,7 @@ class Deployment:
     engine: Engine
     project: str
     healthy_after_s: dict[str, float] = field(default_factory=dict)
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10, trust_env=False))
+    http: httpx.Client = field(default_factory=lambda: plain_http.client(timeout=10))
 
     def compose(self, *arguments: str, stdin: str = "", within_s: float = COMMAND_S_MAX) -> str:
         """What docker-compose prints. Fails with what it said when it fails."""

@@ -21,6 +21,7 @@ from quorate_core.metrics import render_metrics
 from quorate_gateway.admin import create_admin
 from quorate_gateway.control import Control
 from quorate_gateway.metrics import GatewayCollector
+from quorate_gateway.served import LocalPlane
 from quorate_gateway.snapshot import EMPTY, Snapshot
 from quorate_registry import RegistryApp
 from quorate_resilience.limiters.table import KEYS_MAX
@@ -28,6 +29,7 @@ from quorate_sdk import ControlPlane
 from quorate_sdk.control_plane import Params, StreamEvent
 from quorate_sdk.wire import ConfigFormat
 from quorate_store.port import Store
+from support import plain_http
 from support.gateway_client import Gateway, running_gateway
 from support.gateway_upstream import Upstream, unused_port
 from support.registry_server import WAIT_S_MAX, NodeServer
@@ -83,7 +85,7 @@ class Steered:
 
     async def admin(self, path: str, method: str = "GET", body: object = None) -> httpx.Response:
         surface = Surface("gateway", Protection(frozenset({"admin"})), self.control.unready_reason)
-        transport = httpx.ASGITransport(create_admin(surface, self.gateway.plane, self.control))
+        transport = httpx.ASGITransport(create_admin(surface, LocalPlane(self.gateway.plane), self.control))
         async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
             return await client.request(method, path, json=body)
 
@@ -92,7 +94,7 @@ class Steered:
 
     def metrics(self) -> list[str]:
         registry = CollectorRegistry()
-        registry.register(GatewayCollector(self.gateway.plane, self.control))
+        registry.register(GatewayCollector(LocalPlane(self.gateway.plane), self.control))
         return render_metrics(registry).decode().splitlines()
 
 
@@ -129,19 +131,19 @@ async def steered_by(control_plane: ControlPlane, data_dir: Path, clock: Clock |
 
 
 async def publish(node: NodeServer, content: str, key: str = "routes.yaml") -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with plain_http.async_client() as client:
         return await client.put(f"{node.url}/v1/config/default/gateway/{key}", content=content)
 
 
 async def register(node: NodeServer, instance_id: str, port: int, status: str = "UP", version: str = "") -> None:
-    async with httpx.AsyncClient() as client:
+    async with plain_http.async_client() as client:
         url = f"{node.url}/v1/registry/default/services/order/instances/{instance_id}"
         spec = {"host": "127.0.0.1", "port": port, "ttl_s": 600, "status": status, "version": version}
         (await client.put(url, json=spec)).raise_for_status()
 
 
 async def deregister(node: NodeServer, instance_id: str) -> None:
-    async with httpx.AsyncClient() as client:
+    async with plain_http.async_client() as client:
         url = f"{node.url}/v1/registry/default/services/order/instances/{instance_id}"
         (await client.delete(url)).raise_for_status()
 
@@ -321,7 +323,7 @@ async def test_a_deleted_document_ends_no_traffic_and_an_empty_one_does(
         await publish(node, ROUTES)
         await register(node, "order-1", upstream.port)
         await gateway.until_routed("order-1")
-        async with httpx.AsyncClient() as client:
+        async with plain_http.async_client() as client:
             (await client.delete(f"{node.url}/v1/config/default/gateway/routes.yaml")).raise_for_status()
         await gateway.gateway.until(lambda: gateway.control.rejected is not None)
         assert (await (await gateway.gateway.client()).get()).status == 200

@@ -19,6 +19,7 @@ from quorate_registry import RegistryApp
 from quorate_sdk import ControlPlane
 from quorate_sdk.wire import ConfigFormat
 from quorate_store.port import Store
+from support import plain_http
 from support.gateway_upstream import unused_port
 from support.registry_server import WAIT_S_MAX, NodeServer
 from support.store_local import local_store
@@ -76,7 +77,7 @@ async def followed(url: str, data_dir: Path) -> AsyncIterator[Followed]:
 
 
 async def request(node: NodeServer, method: str, content: str | None = None) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with plain_http.async_client() as client:
         return await client.request(method, f"{node.url}/v1/config/default/gateway/api-keys.yaml", content=content)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import requests
 import schemathesis
@@ -26,6 +25,7 @@ from hypothesis.errors import Unsatisfiable
 from quorate_core.errors import Problem, Retry
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as document_checks
+from support import plain_http
 from support.node_processes import NodeProcess, node_cluster
 from support.repository import ROOT
 
@@ -85,7 +85,7 @@ def formats() -> None:
 
 @pytest.fixture(scope="module")
 def document(node: NodeProcess) -> dict[str, Any]:
-    return dict(httpx.get(node.url + "/openapi.json", timeout=CALL_S_MAX).json())
+    return dict(plain_http.get(node.url + "/openapi.json", timeout=CALL_S_MAX).json())
 
 
 def test_the_document_is_one_and_describes_errors_of_every_operation(document: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ def require_well(node: NodeProcess, before_bytes: int, log_chars: int) -> None:
     said = node.log[log_chars:]
     assert "unhandled_error" not in said, said
     assert "Traceback" not in said, said
-    with httpx.Client(base_url=node.url, timeout=CALL_S_MAX, trust_env=False) as http:
+    with plain_http.client(base_url=node.url, timeout=CALL_S_MAX) as http:
         assert http.get("/readyz").text == "ok\n"
         put = http.post("/v3/kv/put", json={"key": "d2VsbA==", "value": "d2VsbA=="})
         found = http.post("/v3/kv/range", json={"key": "d2VsbA=="})

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from quorate_store.database import Database
 from quorate_store.revival import BUMP_REVISIONS_DEFAULT
+from support import plain_http
 from support.node_processes import NodeCluster, NodeProcess, free_ports, node_cluster, until, write_secret
 
 COMMAND_S_MAX = 60
@@ -45,7 +46,7 @@ def done(nodes: list[NodeProcess], *arguments: str) -> Any:
 
 
 def v3(node: NodeProcess, path: str, **body: Any) -> dict[str, Any]:
-    answer = httpx.post(f"{node.url}/v3/{path}", json=body, timeout=10)
+    answer = plain_http.post(f"{node.url}/v3/{path}", json=body, timeout=10)
     answer.raise_for_status()
     return dict(answer.json())
 
@@ -155,7 +156,7 @@ def test_who_has_seen_a_later_revision_than_the_snapshot_learns_that_it_is_gone(
     try:
         restored.start()
         assert int(v3(restored.nodes[0], "kv/range", key=b64(b"key"))["header"]["revision"]) > seen
-        answer = httpx.post(
+        answer = plain_http.post(
             restored.nodes[0].url + "/v3/kv/range", json={"key": b64(b"key"), "revision": seen}, timeout=10
         )
         assert (answer.status_code, answer.json()["code"]) == (400, 11)
@@ -210,7 +211,7 @@ def test_a_store_over_its_quota_takes_writes_again_after_a_deletion_and_a_compac
 
         def attempt(key: str) -> httpx.Response:
             body = {"key": b64(key.encode()), "value": b64(bytes(64 * 1024))}
-            return httpx.post(node.url + "/v3/kv/put", json=body, timeout=10)
+            return plain_http.post(node.url + "/v3/kv/put", json=body, timeout=10)
 
         full = next(number for number in range(100) if attempt(f"big/{number}").status_code != 200)
         refused = attempt("one-more")
@@ -240,7 +241,7 @@ def compared(nodes: list[NodeProcess]) -> dict[str, str]:
 
 
 def status_of(node: NodeProcess) -> dict[str, Any]:
-    return dict(httpx.get(node.url + "/v1/cluster/node", timeout=10).json())
+    return dict(plain_http.get(node.url + "/v1/cluster/node", timeout=10).json())
 
 
 def corrupt(node: NodeProcess, key: bytes) -> None:

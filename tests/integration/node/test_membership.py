@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import plain_http
 from support.node_processes import NodeCluster, NodeProcess, free_ports, node_cluster, until
 
 SETTINGS = "/v1/config/default/order/settings.yaml"
@@ -48,14 +49,14 @@ def join(cluster: NodeCluster) -> Iterator[Join]:
 
 
 def publish(node: NodeProcess, content: str) -> int:
-    answer = httpx.put(node.url + SETTINGS, content=content, timeout=10)
+    answer = plain_http.put(node.url + SETTINGS, content=content, timeout=10)
     answer.raise_for_status()
     return int(answer.json()["version"])
 
 
 def content_at(node: NodeProcess) -> str:
     """In this node's own copy."""
-    answer = httpx.get(node.url + SETTINGS, params={"consistency": "stale"}, timeout=10)
+    answer = plain_http.get(node.url + SETTINGS, params={"consistency": "stale"}, timeout=10)
     return str(answer.json()["content"]) if answer.status_code == 200 else f"status {answer.status_code}"
 
 
@@ -63,7 +64,7 @@ def change(node: NodeProcess, method: str, path: str, body: dict[str, str] | Non
     """One change. One that says that nothing was done, such as right after an election, is sent again."""
 
     def attempt() -> httpx.Response | None:
-        answer = httpx.request(method, node.url + path, json=body, timeout=10)
+        answer = plain_http.request(method, node.url + path, json=body, timeout=10)
         return None if answer.status_code == 503 else answer
 
     return until(f"{method} {path} is answered", attempt, CHANGE_S_MAX)
@@ -86,7 +87,7 @@ def promote(through: NodeProcess, name: str) -> None:
 
 
 def members(node: NodeProcess) -> dict[str, dict[str, Any]]:
-    found = httpx.get(node.url + MEMBERS, timeout=5).json()["members"]
+    found = plain_http.get(node.url + MEMBERS, timeout=5).json()["members"]
     return {member["name"]: member for member in found}
 
 
@@ -103,14 +104,14 @@ def test_a_member_is_replaced_while_the_others_go_on(cluster: NodeCluster, join:
     assert publish(follower, "a: 1") == 1
     node = join()
     node.start()
-    until("it waits", lambda: "waits to be added" in httpx.get(node.url + "/readyz").text)
-    assert httpx.get(node.url + "/v1/cluster/node").json()["members"] == []
+    until("it waits", lambda: "waits to be added" in plain_http.get(node.url + "/readyz").text)
+    assert plain_http.get(node.url + "/v1/cluster/node").json()["members"] == []
 
     answer = add(follower, node)
     assert (answer.status_code, answer.json()["leader"]) == (201, leader.name)
     node.wait_ready()
     until("it has everything", lambda: content_at(node) == "a: 1")
-    status = httpx.get(node.url + "/v1/cluster/node").json()
+    status = plain_http.get(node.url + "/v1/cluster/node").json()
     assert (status["voters"], status["learners"]) == (["node-1", "node-2", "node-3"], ["node-4"])
     shown = until("the leader reaches it", lambda: _caught_up(members(follower)[node.name]))
     assert (shown["role"], shown["url"]) == ("learner", node.url)
@@ -130,7 +131,7 @@ def test_a_member_is_replaced_while_the_others_go_on(cluster: NodeCluster, join:
     assert sorted(members(node)) == sorted(each.name for each in rest)
     # Three voters: one more may die, and it may be one of the first ones.
     next(each for each in rest if each is not node).kill()
-    until("a write is accepted", lambda: httpx.put(node.url + SETTINGS, content="a: 4", timeout=10).status_code == 200)
+    until("a write is accepted", lambda: plain_http.put(node.url + SETTINGS, content="a: 4", timeout=10).is_success)
     problem(add(node, leader), 409, "a member that comes back needs a new name")
 
 
@@ -177,13 +178,13 @@ def test_without_a_majority_changes_say_that_nothing_was_done_and_members_are_st
     lone, *others = cluster.nodes
     for node in others:
         node.kill()
-    until("it has noticed", lambda: httpx.get(lone.url + "/readyz").status_code == 503)
+    until("it has noticed", lambda: plain_http.get(lone.url + "/readyz").status_code == 503)
     for method, path, body in (
         ("POST", MEMBERS, {"name": "node-4", "address": "127.0.0.1:7504"}),
         ("DELETE", f"{MEMBERS}/node-2", None),
         ("POST", "/v1/cluster/transfer", {}),
     ):
-        problem(httpx.request(method, lone.url + path, json=body, timeout=10), 503, "", retry="safe")
+        problem(plain_http.request(method, lone.url + path, json=body, timeout=10), 503, "", retry="safe")
     assert {name: member["is_reachable"] for name, member in members(lone).items()} == {
         "node-1": None, "node-2": None, "node-3": None
     }  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from quorate_core.process import EXIT_FAILURE
+from support import plain_http
 from support.node_processes import NodeProcess, node_cluster, until, write_secret
 
 SETTINGS = "/v1/config/default/order/settings.yaml"
@@ -43,38 +44,38 @@ def is_problem(answer: httpx.Response, status: int) -> bool:
 
 
 def test_a_node_says_what_it_is_and_where_to_look(unharmed: NodeProcess) -> None:
-    welcome = httpx.get(unharmed.url).json()
+    welcome = plain_http.get(unharmed.url).json()
     assert (welcome["name"], welcome["apps"]) == ("node-1", ["config-center", "registry"])
     for link in welcome["links"].values():
-        assert httpx.get(link).status_code == 200, link
+        assert plain_http.get(link).status_code == 200, link
 
 
 def test_a_node_serves_every_app_and_the_v3_api_on_one_surface(unharmed: NodeProcess) -> None:
-    paths = httpx.get(unharmed.url + "/openapi.json").json()["paths"]
+    paths = plain_http.get(unharmed.url + "/openapi.json").json()["paths"]
     for part in ("/v1/config/", "/v1/registry/", "/v1/cluster/", "/v3/kv/"):
         assert any(path.startswith(part) for path in paths), part
 
 
 def test_a_foreign_host_or_origin_is_refused_on_loopback(unharmed: NodeProcess) -> None:
-    assert is_problem(httpx.get(unharmed.url + SETTINGS, headers={"host": "evil.example"}), 403)
-    assert is_problem(httpx.get(unharmed.url + SETTINGS, headers={"origin": "https://evil.example"}), 403)
-    own_page = httpx.get(unharmed.url + "/v1/cluster/node", headers={"origin": unharmed.url})
+    assert is_problem(plain_http.get(unharmed.url + SETTINGS, headers={"host": "evil.example"}), 403)
+    assert is_problem(plain_http.get(unharmed.url + SETTINGS, headers={"origin": "https://evil.example"}), 403)
+    own_page = plain_http.get(unharmed.url + "/v1/cluster/node", headers={"origin": unharmed.url})
     assert own_page.status_code == 200
 
 
 def test_bad_input_gets_a_problem_and_nothing_is_lost(unharmed: NodeProcess) -> None:
-    httpx.put(unharmed.url + SETTINGS, content="a: 1")
-    assert is_problem(httpx.put(unharmed.url + SETTINGS, content=b"#" * 4 * 1024 * 1024), 413)
-    assert is_problem(httpx.put(unharmed.url + SETTINGS, content=b"#" * (1024 * 1024 + 1)), 413)
-    assert is_problem(httpx.put(unharmed.url + SETTINGS, content="a: ["), 422)
-    assert is_problem(httpx.get(unharmed.url + "/v1/nowhere"), 404)
-    assert is_problem(httpx.post(unharmed.url + SETTINGS), 405)
-    assert is_problem(httpx.post(unharmed.url + SETTINGS + "/rollback", content="{"), 400)
-    assert httpx.get(unharmed.url + SETTINGS).json()["content"] == "a: 1"
+    plain_http.put(unharmed.url + SETTINGS, content="a: 1")
+    assert is_problem(plain_http.put(unharmed.url + SETTINGS, content=b"#" * 4 * 1024 * 1024), 413)
+    assert is_problem(plain_http.put(unharmed.url + SETTINGS, content=b"#" * (1024 * 1024 + 1)), 413)
+    assert is_problem(plain_http.put(unharmed.url + SETTINGS, content="a: ["), 422)
+    assert is_problem(plain_http.get(unharmed.url + "/v1/nowhere"), 404)
+    assert is_problem(plain_http.post(unharmed.url + SETTINGS), 405)
+    assert is_problem(plain_http.post(unharmed.url + SETTINGS + "/rollback", content="{"), 400)
+    assert plain_http.get(unharmed.url + SETTINGS).json()["content"] == "a: 1"
 
 
 def test_a_stopped_node_drains_ends_open_streams_and_exits_in_order(running: NodeProcess) -> None:
-    with httpx.stream("GET", running.url + "/v1/config/default/watch", timeout=20) as stream:
+    with plain_http.stream("GET", running.url + "/v1/config/default/watch", timeout=20) as stream:
         lines = stream.iter_lines()
         assert "event: snapshot" in (next(lines) for _ in range(10))
         said: list[str] = []
@@ -87,21 +88,21 @@ def test_a_stopped_node_drains_ends_open_streams_and_exits_in_order(running: Nod
 
 
 def test_data_survives_an_orderly_stop_and_a_kill(running: NodeProcess) -> None:
-    httpx.put(running.url + SETTINGS, content="a: 1").raise_for_status()
+    plain_http.put(running.url + SETTINGS, content="a: 1").raise_for_status()
     assert running.terminate() == 0
     running.restart()
-    httpx.put(running.url + SETTINGS, content="a: 2").raise_for_status()
+    plain_http.put(running.url + SETTINGS, content="a: 2").raise_for_status()
     running.kill()
     running.restart()
-    found = httpx.get(running.url + SETTINGS).json()
+    found = plain_http.get(running.url + SETTINGS).json()
     assert (found["version"], found["content"]) == (2, "a: 2")
 
 
 def test_only_the_wanted_apps_are_run(node: NodeProcess) -> None:
     node.changes["--apps"] = "registry"
     node.restart()
-    assert httpx.get(node.url).json()["apps"] == ["registry"]
-    assert is_problem(httpx.get(node.url + SETTINGS), 404)
+    assert plain_http.get(node.url).json()["apps"] == ["registry"]
+    assert is_problem(plain_http.get(node.url + SETTINGS), 404)
 
 
 def test_an_unknown_app_is_refused_naming_those_there_are(node: NodeProcess) -> None:
@@ -160,7 +161,7 @@ def written_bytes(segment: Path) -> int:
 
 def test_a_log_that_lacks_what_was_applied_is_refused_with_the_way_out_and_not_cut(running: NodeProcess) -> None:
     for number in range(5):
-        httpx.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()
+        plain_http.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()
     assert running.terminate() == 0
     (segment,) = (running.data_dir / "raft").glob("wal-*.log")
     whole = segment.read_bytes()
@@ -172,12 +173,12 @@ def test_a_log_that_lacks_what_was_applied_is_refused_with_the_way_out_and_not_c
     assert segment.read_bytes() == half
     segment.write_bytes(whole)
     running.restart()
-    assert httpx.get(running.url + SETTINGS).json()["content"] == "a: 4"
+    assert plain_http.get(running.url + SETTINGS).json()["content"] == "a: 4"
 
 
 def test_a_damaged_log_is_refused_naming_file_and_offset(running: NodeProcess) -> None:
     for number in range(20):
-        httpx.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()
+        plain_http.put(running.url + SETTINGS, content=f"a: {number}").raise_for_status()
     running.kill()
     (segment,) = (running.data_dir / "raft").glob("wal-*.log")
     whole = segment.read_bytes()
@@ -188,22 +189,22 @@ def test_a_damaged_log_is_refused_naming_file_and_offset(running: NodeProcess) -
     assert "offset" in said
     segment.write_bytes(whole)
     running.restart()
-    assert httpx.get(running.url + SETTINGS).json()["content"] == "a: 19"
+    assert plain_http.get(running.url + SETTINGS).json()["content"] == "a: 19"
 
 
 def test_a_node_whose_disk_refuses_a_write_stops_without_having_acknowledged_it(running: NodeProcess) -> None:
     path = running.url + "/v1/config/default/order/filler"
     for number in range(4):
-        httpx.put(path, content=f"{number}" * 100_000).raise_for_status()
+        plain_http.put(path, content=f"{number}" * 100_000).raise_for_status()
     assert running.process is not None
     (segment,) = (running.data_dir / "raft").glob("wal-*.log")
     log_bytes = written_bytes(segment)
     resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (log_bytes + 10_000, log_bytes + 10_000))
     with pytest.raises(httpx.HTTPError):
-        httpx.put(path, content="x" * 100_000, timeout=20).raise_for_status()
+        plain_http.put(path, content="x" * 100_000, timeout=20).raise_for_status()
     assert running.exit_status() == EXIT_FAILURE
     running.restart()
-    assert httpx.get(path).json()["content"] == "3" * 100_000
+    assert plain_http.get(path).json()["content"] == "3" * 100_000
 
 
 def test_two_processes_never_share_a_data_folder(running: NodeProcess, tmp_path: Path) -> None:
@@ -229,11 +230,11 @@ def test_bound_beyond_loopback_a_node_needs_a_token_and_asks_for_it(node: NodePr
     token_file = write_secret(node.folder / "token")
     node.changes["--token-file"] = str(token_file)
     node.restart()
-    assert httpx.get(node.url + "/livez").status_code == 200
-    assert is_problem(httpx.get(node.url + "/v1/cluster/status"), 401)
-    assert is_problem(httpx.get(node.url, headers={"authorization": "Bearer wrong"}), 401)
+    assert plain_http.get(node.url + "/livez").status_code == 200
+    assert is_problem(plain_http.get(node.url + "/v1/cluster/status"), 401)
+    assert is_problem(plain_http.get(node.url, headers={"authorization": "Bearer wrong"}), 401)
     bearer = {"authorization": f"Bearer {token_file.read_text().strip()}"}
-    [report] = httpx.get(node.url + "/v1/cluster/status", headers=bearer).json()["nodes"]
+    [report] = plain_http.get(node.url + "/v1/cluster/status", headers=bearer).json()["nodes"]
     assert (report["name"], report["error"]) == ("node-1", None)
 
 

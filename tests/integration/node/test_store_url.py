@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support import plain_http
 from support.external_stores import ExternalStore, etcd_members, find_etcd, own_nodes
 from support.node_processes import NodeProcess, free_ports, node_cluster, until, write_secret
 
@@ -87,7 +88,7 @@ def tier(started: Tier) -> Tier:
 
 
 def publish(node: NodeProcess, content: str) -> httpx.Response:
-    return httpx.put(node.url + SETTINGS, content=content, timeout=20)
+    return plain_http.put(node.url + SETTINGS, content=content, timeout=20)
 
 
 def publish_until_accepted(node: NodeProcess, content: str) -> list[dict[str, Any]]:
@@ -106,17 +107,17 @@ def publish_until_accepted(node: NodeProcess, content: str) -> list[dict[str, An
 
 
 def content_at(node: NodeProcess, consistency: str = "linearizable") -> str:
-    answer = httpx.get(node.url + SETTINGS, params={"consistency": consistency}, timeout=20)
+    answer = plain_http.get(node.url + SETTINGS, params={"consistency": consistency}, timeout=20)
     return str(answer.json()["content"]) if answer.status_code == 200 else f"status {answer.status_code}"
 
 
 def register(node: NodeProcess, instance: str, ttl_s: int) -> httpx.Response:
     spec = {"host": "127.0.0.1", "port": 9000, "ttl_s": ttl_s}
-    return httpx.put(f"{node.url}{INSTANCES}/instances/{instance}", json=spec, timeout=20)
+    return plain_http.put(f"{node.url}{INSTANCES}/instances/{instance}", json=spec, timeout=20)
 
 
 def instances_at(node: NodeProcess, consistency: str = "linearizable") -> list[str]:
-    answer = httpx.get(node.url + INSTANCES, params={"consistency": consistency}, timeout=20)
+    answer = plain_http.get(node.url + INSTANCES, params={"consistency": consistency}, timeout=20)
     answer.raise_for_status()
     return [item["id"] for item in answer.json()["instances"]]
 
@@ -124,19 +125,19 @@ def instances_at(node: NodeProcess, consistency: str = "linearizable") -> list[s
 def renewed(node: NodeProcess, instance: str) -> bool:
     """Whether a heartbeat found the instance registered."""
     body = {"instances": [{"service": "inventory", "id": instance}]}
-    answer = httpx.post(node.url + "/v1/registry/heartbeat", json=body, timeout=20)
+    answer = plain_http.post(node.url + "/v1/registry/heartbeat", json=body, timeout=20)
     return answer.status_code == 200 and answer.json() == {"renewed": 1, "unknown": []}
 
 
 def status_of(node: NodeProcess) -> dict[str, Any]:
-    answer = httpx.get(node.url + "/v1/cluster/status", timeout=10)
+    answer = plain_http.get(node.url + "/v1/cluster/status", timeout=10)
     answer.raise_for_status()
     return dict(answer.json())
 
 
 def own_store(node: NodeProcess) -> dict[str, Any]:
     """What the node says that it stands on."""
-    answer = httpx.get(node.url + "/v1/cluster/node", timeout=10)
+    answer = plain_http.get(node.url + "/v1/cluster/node", timeout=10)
     answer.raise_for_status()
     return dict(answer.json()["store"])
 
@@ -161,7 +162,7 @@ def test_what_is_accepted_on_one_node_is_seen_on_the_other(tier: Tier) -> None:
     one, two = tier.nodes
     assert publish(one, "seen: 1").is_success
     assert content_at(two) == "seen: 1"
-    with httpx.stream("GET", two.url + WATCH, timeout=20) as stream:
+    with plain_http.stream("GET", two.url + WATCH, timeout=20) as stream:
         lines = stream.iter_lines()
         assert next_contents(lines, "seen: 1") == ["seen: 1"]
         assert publish(one, "seen: 2").is_success
@@ -183,7 +184,7 @@ def test_a_node_says_what_it_stands_on_and_that_members_are_not_its_own(tier: Ti
         assert [endpoint["address"] for endpoint in own["store"]["endpoints"]] == tier.store.endpoints
         roles = sorted(endpoint["role"] for endpoint in own["store"]["endpoints"])
         assert roles == ["follower", "follower", "leader"]
-    answer = httpx.get(one.url + "/v1/cluster/members")
+    answer = plain_http.get(one.url + "/v1/cluster/members")
     assert (answer.status_code, "is no member of the store" in answer.json()["detail"]) == (501, True)
     assert not one.data_dir.exists()
 
@@ -200,7 +201,7 @@ def test_when_a_member_of_the_store_is_killed_the_nodes_go_on(tier: Tier, member
     before, after, instance = f"killed: {member}", f"survived: {member}", f"killed-{member}"
     publish(one, before)
     register(one, instance, ttl_s=60)
-    with httpx.stream("GET", two.url + WATCH, timeout=40) as stream:
+    with plain_http.stream("GET", two.url + WATCH, timeout=40) as stream:
         lines = stream.iter_lines()
         next_contents(lines, before)
         tier.store.kill(member)
@@ -224,15 +225,15 @@ def test_when_the_whole_store_goes_away_the_nodes_wait_for_it_and_nothing_is_los
     publish(one, "gone: 1")
     register(one, "gone-1", ttl_s=120)
     until("both have heard of it", lambda: all("gone-1" in instances_at(node, "stale") for node in tier.nodes))
-    with httpx.stream("GET", two.url + WATCH, timeout=90) as stream:
+    with plain_http.stream("GET", two.url + WATCH, timeout=90) as stream:
         lines = stream.iter_lines()
         next_contents(lines, "gone: 1")
         tier.store.kill()
         for node in tier.nodes:
-            until("it is not ready", lambda node=node: httpx.get(node.url + "/readyz").status_code == 503)
-            reason = httpx.get(node.url + "/readyz").text
+            until("it is not ready", lambda node=node: plain_http.get(node.url + "/readyz").status_code == 503)
+            reason = plain_http.get(node.url + "/readyz").text
             assert all(address in reason for address in tier.store.endpoints)
-            assert httpx.get(node.url + "/livez").status_code == 200
+            assert plain_http.get(node.url + "/livez").status_code == 200
             assert content_at(node, "stale") == "gone: 1"
             assert "gone-1" in instances_at(node, "stale")
             status = status_of(node)
@@ -256,8 +257,8 @@ def test_a_node_starts_while_the_store_is_away_and_comes_up_by_itself(tier: Tier
     tier.store.kill()
     assert node.terminate() == 0
     node.start()
-    until("it is alive", lambda: httpx.get(node.url + "/livez").status_code == 200)
-    assert httpx.get(node.url + "/readyz").status_code == 503
+    until("it is alive", lambda: plain_http.get(node.url + "/livez").status_code == 200)
+    assert plain_http.get(node.url + "/readyz").status_code == 503
     assert status_of(node)["leader"] == ""
     tier.store.start()
     node.wait_ready(60)
@@ -312,7 +313,7 @@ def test_the_token_and_the_secret_of_the_stores_nodes_are_needed_where_they_are_
         assert content_at(reader) == "a: 1"
         refused = publish(reader, "a: 2")
         assert (refused.status_code, content_at(writer)) == (403, "a: 1")
-        said = httpx.get(stranger.url + "/readyz")
+        said = plain_http.get(stranger.url + "/readyz")
         assert (said.status_code, "a token is required" in said.text) == (503, True)
 
 
@@ -330,6 +331,6 @@ def test_an_etcd_over_tls_is_trusted_by_the_certificate_that_was_named_and_not_o
             node.start()
         trusting.wait_ready()
         assert publish(trusting, "a: 1").status_code == 201
-        until("it says why", lambda: "certificate verify failed" in httpx.get(doubting.url + "/readyz").text)
+        until("it says why", lambda: "certificate verify failed" in plain_http.get(doubting.url + "/readyz").text)
         missing = tier_node(tmp_path, "missing", url, store_ca_file=str(tmp_path / "nowhere.pem"))
         assert "--store-ca-file" in missing.refused()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from support import plain_http
 from support.node_processes import NodeCluster, NodeProcess, node_cluster, until, write_secret
 
 SETTINGS = "/v1/config/default/order/settings.yaml"
@@ -22,13 +22,13 @@ def cluster(tmp_path: Path) -> Iterator[NodeCluster]:
 
 
 def publish(node: NodeProcess, content: str) -> dict[str, Any]:
-    answer = httpx.put(node.url + SETTINGS, content=content, timeout=10)
+    answer = plain_http.put(node.url + SETTINGS, content=content, timeout=10)
     answer.raise_for_status()
     return dict(answer.json())
 
 
 def content_at(node: NodeProcess, consistency: str = "linearizable") -> str:
-    answer = httpx.get(node.url + SETTINGS, params={"consistency": consistency}, timeout=10)
+    answer = plain_http.get(node.url + SETTINGS, params={"consistency": consistency}, timeout=10)
     return str(answer.json()["content"]) if answer.status_code == 200 else f"status {answer.status_code}"
 
 
@@ -39,7 +39,7 @@ def publish_until_accepted(nodes: list[NodeProcess], content: str) -> tuple[floa
 
     def attempt() -> bool:
         for node in nodes:
-            answer = httpx.put(node.url + SETTINGS, content=content, timeout=10)
+            answer = plain_http.put(node.url + SETTINGS, content=content, timeout=10)
             if answer.status_code in (200, 201):
                 return True
             problems.append(answer.json())
@@ -97,7 +97,7 @@ def test_when_the_leader_is_killed_writes_go_on_within_seconds_and_it_comes_back
 def test_a_subscriber_keeps_its_stream_and_its_documents_while_the_leader_changes(cluster: NodeCluster) -> None:
     leader, follower = cluster.leader(), cluster.followers()[0]
     publish(follower, "a: 1")
-    with httpx.stream("GET", follower.url + WATCH, timeout=20) as stream:
+    with plain_http.stream("GET", follower.url + WATCH, timeout=20) as stream:
         lines = stream.iter_lines()
         assert next_event(lines)[0] == "snapshot"
         leader.kill()
@@ -112,7 +112,7 @@ def test_a_subscriber_resumes_at_another_node(cluster: NodeCluster) -> None:
     first, second, _ = cluster.nodes
     seen = publish(first, "a: 1")["revision"]
     publish(first, "a: 2")
-    with httpx.stream("GET", second.url + WATCH, headers={"last-event-id": str(seen)}, timeout=20) as stream:
+    with plain_http.stream("GET", second.url + WATCH, headers={"last-event-id": str(seen)}, timeout=20) as stream:
         lines = stream.iter_lines()
         kind, data = next_event(lines)
         while not data.get("documents"):
@@ -127,7 +127,7 @@ def test_what_was_accepted_survives_the_kill_of_all_three_at_once(cluster: NodeC
     cluster.start()
     assert accepted == list(range(1, 13))
     assert [content_at(node) for node in cluster.nodes] == ["a: 11"] * 3
-    versions = httpx.get(cluster.nodes[0].url + SETTINGS + "/history", params={"limit": 100}).json()["versions"]
+    versions = plain_http.get(cluster.nodes[0].url + SETTINGS + "/history", params={"limit": 100}).json()["versions"]
     assert [item["version"] for item in versions] == list(range(12, 0, -1))
 
 
@@ -137,15 +137,15 @@ def test_a_node_without_a_majority_says_so_and_still_answers_what_it_knows(clust
     until("the feed has it", lambda: content_at(lone, "stale") == "a: 1")
     for node in others:
         node.kill()
-    until("it has noticed", lambda: httpx.get(lone.url + "/readyz").status_code == 503)
-    answer = httpx.put(lone.url + SETTINGS, content="a: 2", timeout=10)
+    until("it has noticed", lambda: plain_http.get(lone.url + "/readyz").status_code == 503)
+    answer = plain_http.put(lone.url + SETTINGS, content="a: 2", timeout=10)
     assert (answer.status_code, answer.json()["retry"], answer.headers["retry-after"]) == (503, "safe", "1")
-    assert httpx.get(lone.url + SETTINGS, timeout=10).status_code in (503, 504)
+    assert plain_http.get(lone.url + SETTINGS, timeout=10).status_code in (503, 504)
     assert content_at(lone, "stale") == "a: 1"
     status = cluster.status(lone)
     assert (status["leader"], [report["name"] for report in status["nodes"]]) == ("", ["node-1", "node-2", "node-3"])
     assert [report["error"] is None for report in status["nodes"]] == [True, False, False]
-    assert httpx.get(lone.url + "/livez").status_code == 200
+    assert plain_http.get(lone.url + "/livez").status_code == 200
 
 
 def test_a_member_with_another_cluster_secret_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_member_with_another_cluster_secret_is_refused_and_the_others_go_on(tm
         two.wait_ready()
         until("the refusal is logged", lambda: "peer_refused" in one.log + two.log)
         assert publish(one, "a: 1")["version"] == 1
-        assert httpx.get(stranger.url + "/readyz").status_code == 503
+        assert plain_http.get(stranger.url + "/readyz").status_code == 503
         assert "secret" in one.log + two.log + stranger.log
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from quorate_cli.default_documents import DEFAULT_DOCUMENTS, publish_default_documents
@@ -12,6 +11,7 @@ from quorate_gateway.routes import DOCUMENT
 from quorate_inventory.settings import InventorySettings
 from quorate_order.settings import OrderSettings
 from quorate_sdk.wire import ConfigMetadata
+from support import plain_http
 
 Make = Callable[..., Any]
 BY_NAME = {document.name: document for document in DEFAULT_DOCUMENTS}
@@ -41,7 +41,7 @@ async def test_what_is_there_already_is_left_alone(
 ) -> None:
     there = make_problem(412, "precondition-failed", "it exists")
     server = new_server(make_answer(201, published_body), there, make_answer(201, published_body))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         published = await publish_default_documents(client, [server.url])
     assert published == ["gateway/routes.yaml", "inventory/settings.yaml"]
     assert [asked.headers["if-none-match"] for asked in server.asked] == ["*"] * 3
@@ -54,13 +54,13 @@ async def test_publishing_goes_on_until_the_control_plane_can_write(
     unknown = make_problem(504, "outcome-unknown", "not seen", retry="unknown")
     away = new_server(make_answer(breaks_off=True))
     server = new_server(not_yet, unknown, make_answer(201, published_body))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         assert len(await publish_default_documents(client, [away.url, server.url])) == 3
     assert len(server.asked) == 5
 
 
 async def test_a_document_that_is_refused_is_named(new_server: Make, make_problem: Make) -> None:
     server = new_server(make_problem(422, "invalid-content", "no such key"))
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         with pytest.raises(InvalidContent, match=r"gateway/routes\.yaml could not be published: no such key"):
             await publish_default_documents(client, [server.url])

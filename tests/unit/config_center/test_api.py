@@ -20,6 +20,7 @@ from quorate_sdk.wire import (
     ConfigMetadata,
 )
 from quorate_store.port import Store
+from support import plain_http
 from support.node_app import client_of, mounted_app, served
 from support.store_local import local_store
 
@@ -291,7 +292,7 @@ async def test_a_watch_over_http_begins_with_a_snapshot_follows_and_resumes(
     api: FastAPI, client: httpx.AsyncClient
 ) -> None:
     await client.put(SETTINGS, content="a: 1")
-    async with served(api) as url, httpx.AsyncClient(base_url=url, timeout=10) as remote:
+    async with served(api) as url, plain_http.async_client(base_url=url, timeout=10) as remote:
         watch = "/v1/config/default/watch?key=order/settings.yaml"
         async with remote.stream("GET", watch) as answer, aclosing(answer.aiter_lines()) as lines:
             assert answer.headers["content-type"].startswith("text/event-stream")
@@ -309,7 +310,7 @@ async def test_a_watch_over_http_begins_with_a_snapshot_follows_and_resumes(
 
 async def test_a_client_from_another_stores_life_gets_a_snapshot(api: FastAPI, client: httpx.AsyncClient) -> None:
     await client.put(SETTINGS, content="a: 1")
-    async with served(api) as url, httpx.AsyncClient(base_url=url, timeout=10) as remote:
+    async with served(api) as url, plain_http.async_client(base_url=url, timeout=10) as remote:
         watch = remote.stream("GET", "/v1/config/default/watch?revision=1000000")
         async with watch as answer, aclosing(answer.aiter_lines()) as lines:
             kind, data = await next_event(lines)
@@ -319,7 +320,7 @@ async def test_a_client_from_another_stores_life_gets_a_snapshot(api: FastAPI, c
 async def test_an_open_watch_ends_when_the_server_stops(api: FastAPI) -> None:
     async with (
         served(api) as url,
-        httpx.AsyncClient(base_url=url, timeout=10) as remote,
+        plain_http.async_client(base_url=url, timeout=10) as remote,
         remote.stream("GET", "/v1/config/default/watch") as answer,
         aclosing(answer.aiter_lines()) as lines,
     ):

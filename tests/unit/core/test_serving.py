@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from quorate_core.asgi import Protection, Surface, add_raw_endpoint, create_app
@@ -18,6 +17,7 @@ from quorate_core.settings import HostPort
 from quorate_core.sse import EventStream, encode_event
 from quorate_core.tasks import TaskOwner
 from starlette.types import ASGIApp, Receive, Scope, Send
+from support import plain_http
 
 ANY_PORT = HostPort("127.0.0.1", 0)
 
@@ -57,7 +57,7 @@ async def test_stopping_ends_streams_and_finishes_running_requests() -> None:
     api.mount("/stream", stream)
     listener = open_listener(ANY_PORT, "test")
     base_url = f"http://{bound_address(listener)}"
-    async with asyncio.timeout(20), TaskOwner("test") as tasks, httpx.AsyncClient(base_url=base_url) as client:
+    async with asyncio.timeout(20), TaskOwner("test") as tasks, plain_http.async_client(base_url=base_url) as client:
         server = HttpServer(api, listener, surface.stopping, tasks)
         await server.start()
         async with client.stream("GET", "/stream/") as streaming:

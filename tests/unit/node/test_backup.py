@@ -21,6 +21,7 @@ from quorate_store.backup import BackupHeader, BackupReader, DamagedBackup
 from quorate_store.database import StateUnusable
 from quorate_store.model import PutOp
 from quorate_store.state import StateMachine
+from support import plain_http
 from support.node_app import LOOPBACK, client_of, served
 from support.store_backups import MIB, apply, opened
 
@@ -283,6 +284,6 @@ async def test_a_client_that_goes_away_makes_room_for_the_next(tmp_path: Path) -
         await until(lambda: made.is_busy)
         writer.transport.abort()
         await until(lambda: not made.is_busy)
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with plain_http.async_client() as client:
             assert read((await client.get(url + URL)).content).index == 20
     machine.close()

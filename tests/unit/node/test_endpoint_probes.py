@@ -20,6 +20,7 @@ from quorate_node.endpoint_probes import ANSWER_BYTES_MAX, PROBE_INTERVAL_S, SER
 from quorate_node.external_store import ExternalView, MembersElsewhere
 from quorate_node.store_url import StoreUrl
 from starlette.responses import Response
+from support import plain_http
 from support.node_app import served
 
 LOOPBACK = HostPort("127.0.0.1", 0)
@@ -70,7 +71,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.async_client() as client:
         yield client
 
 
