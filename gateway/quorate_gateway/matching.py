@@ -26,7 +26,7 @@ from quorate_gateway.policies.limit_keys import KeyOf, compile_key
 from quorate_gateway.policies.retry import RetryRule, compile_retry
 from quorate_gateway.policies.rewrite import Rewrite, compile_rewrite
 from quorate_gateway.policies.shedding import PRIORITIES
-from quorate_gateway.policies.split import ChooseDestination, compile_split
+from quorate_gateway.policies.split import ChooseDestination, compile_split, only_share
 from quorate_gateway.route_table import RouteRule
 from quorate_gateway.routes import Route
 
@@ -83,11 +83,15 @@ class CompiledRoute:
     services: frozenset[str]
     destinations: tuple[Destination, ...]
     choose_destination: ChooseDestination
+    only_destination: Destination | None
+    """The one that `choose_destination` always gives; None when it chooses."""
     split_key: KeyOf | None
     """By what a split keeps callers together; None when it does not, or when there is no split."""
     balance: RouteBalance
     balance_key: KeyOf
     """What a consistent hash goes by; empty for all other ways to balance."""
+    hashes: bool
+    """Whether it balances by a consistent hash."""
     rewrite: Rewrite | None
     rewrite_host: bytes | None
     """What `request_changes` puts in the place of Host, for those who show it."""
@@ -130,9 +134,11 @@ def compile_route(
         services=frozenset(destination.service for destination in route.destinations),
         destinations=route.destinations,
         choose_destination=compile_split(route.destinations, split_key, context.chance),
+        only_destination=only_share(route.destinations),
         split_key=split_key,
         balance=route.balance,
         balance_key=compile_key(route.balance.key if hashes else "route"),
+        hashes=hashes,
         rewrite=compile_rewrite(route.match, route.rewrite),
         rewrite_host=None if rewrite_host is None else rewrite_host.encode("ascii"),
         request_changes=compile_changes(route.request_headers, rewrite_host),

@@ -198,7 +198,7 @@ class Scene:
         self.route = replace(compiled.routes[0], breaker=self.breaker)
         self.counters = PlaneCounters()
         self.load = LoadShedder()
-        self.monotonic_s = self.clock.monotonic_s
+        self.monotonic_s, self.wall_s = self.clock.monotonic_s, self.clock.wall_s
         self.client = ScriptedClient()
         self.balancing = Ledger(compiled.endpoints["order"], self.client)
         self._tasks = TaskOwner("scene", lambda _error: None)

@@ -31,11 +31,9 @@ def compile_split(
 ) -> ChooseDestination:
     """`key_of` is None when each request is for itself. So is one that has no key: all of these together could be most
     of the traffic, and would go to one share."""
-    open_to = tuple(one for one in destinations if one.weight)
-    if not open_to:
-        raise InvariantViolation("a split has no share with a weight, which the document's validation refuses")
-    if len(destinations) == 1 or len(open_to) == 1:
-        only = open_to[0]
+    open_to = _open_shares(destinations)
+    only = only_share(destinations)
+    if only is not None:
         return lambda _fields, _caller: only
     by_chance = _by_chance(open_to, chance)
     if key_of is None:
@@ -47,6 +45,19 @@ def compile_split(
         return by_key(key) if key else by_chance()
 
     return choose
+
+
+def only_share(destinations: Sequence[Destination]) -> Destination | None:
+    """The one that takes all requests; None when there are several that take some."""
+    open_to = _open_shares(destinations)
+    return open_to[0] if len(open_to) == 1 else None
+
+
+def _open_shares(destinations: Sequence[Destination]) -> tuple[Destination, ...]:
+    open_to = tuple(one for one in destinations if one.weight)
+    if not open_to:
+        raise InvariantViolation("a split has no share with a weight, which the document's validation refuses")
+    return open_to
 
 
 def _by_chance(shares: Sequence[Destination], chance: random.Random) -> Callable[[], Destination]:

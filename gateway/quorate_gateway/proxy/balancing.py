@@ -80,7 +80,9 @@ class Balancing:
         if state is None:  # it left after it was picked for an earlier try of the same request
             state = self._states[endpoint.identity] = EndpointState(endpoint, ServiceState(endpoint.service))
             state.is_gone = True
-        state.count(1)
+        state.active += 1
+        if state.tallies:
+            state.tally(1)
 
     def ended(self, endpoint: Endpoint, now_s: float, latency_s: float | None, failed: bool | None) -> None:
         """The try has ended, after `latency_s` if it got that far. `failed`: whether the endpoint did; None when that
@@ -88,7 +90,9 @@ class Balancing:
         state = self._states.get(endpoint.identity)
         if state is None or not state.active:
             raise InvariantViolation(f"a try of {endpoint.identity} ends that never began")
-        state.count(-1)
+        state.active -= 1
+        if state.tallies:
+            state.tally(-1)
         if state.is_gone:
             if not state.active:
                 del self._states[state.identity]

@@ -333,29 +333,28 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, head: RequestHead, rest: bytes) -> None:
         """A complete head; `rest` is what came after it."""
-        plane, fields = self._plane, head.fields
-        self._pending_head = head
+        plane = self._plane
+        method, target, path, minor, fields, _end = self._pending_head = head
         if fields is not self._fields:
             self._fields = fields
             if self._is_proxy or fields.host != self._host:
                 self._describe_client(head)
-        self._stays_open = not fields.wants_close if head.minor else fields.wants_keep_alive
-        self._body = body = request_body(fields.length) if fields.length else None
+        self._stays_open = not fields.wants_close if minor else fields.wants_keep_alive
+        length = fields.length
+        self._body = body = request_body(length) if length else None
         first = b""
         if body is None:
             self._buffer = rest
         else:
             first = self._feed(body, rest)
-        route = plane.snapshot.table.match(head.method, head.path, fields.host, fields.block, head.target)
+        route = plane.snapshot.table.match(method, path, fields.host, fields.block, target)
         if route is None:
             self._not_routed(head)
             return
         if fields.upgrade and not route.websocket:
             self._answer_itself(upgrade_refused(fields.upgrade), route, unread=False)
             return
-        if fields.length > route.request_bytes_max or (
-            body is not None and body.received_bytes > route.request_bytes_max
-        ):
+        if body is not None and max(length, body.received_bytes) > route.request_bytes_max:
             self._answer_itself(_too_large(route), route, unread=self._body is not None)
             return
         now_s = plane.monotonic_s()

@@ -54,8 +54,8 @@ class EndpointState:
         self.weight = endpoint.weight
         self.zone = endpoint.zone
 
-    def count(self, by: int) -> None:
-        self.active += by
+    def tally(self, by: int) -> None:
+        """`active` has changed."""
         for tally in self.tallies:
             tally.active += by
 

@@ -39,7 +39,7 @@ from quorate_gateway.proxy.bodies import Body, response_body
 from quorate_gateway.proxy.client import Client
 from quorate_gateway.proxy.counters import CLIENT_GONE
 from quorate_gateway.proxy.framing import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead, read_response_head
-from quorate_gateway.proxy.heads import encode_answer_head, encode_request_head, with_time_left
+from quorate_gateway.proxy.heads import date_field, encode_answer_head, encode_request_head, with_time_left
 from quorate_gateway.proxy.joined import Joined
 from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.tries import NEVER, Tries
@@ -240,7 +240,7 @@ class Exchange(Tries):
     def _begin(self, admission: Admission, now_s: float) -> None:
         """The route's policies let it begin, and its turn has come."""
         self._admission = admission
-        self.answer_fields = admission.answer_fields
+        caller, self.answer_fields, request_fields = admission
         if self._body_done:
             self._body_done_s = now_s  # the time that it waited for its turn is the queue's, not the service's
         route = self.route
@@ -250,11 +250,9 @@ class Exchange(Tries):
             return
         self._permit = permit
         route.retry.budget.count(now_s)
-        self._request, self.request_id = encode_request_head(
-            self.head, route, self.client.forwarded, admission.request_fields
-        )
+        self._request, self.request_id = encode_request_head(self.head, route, self.client.forwarded, request_fields)
         self._held_bytes += len(self._request)
-        endpoint = self._first_endpoint(admission.caller)
+        endpoint = self._first_endpoint(caller)
         if endpoint is None:
             self._refuse(self._no_endpoint())
         else:
@@ -391,29 +389,31 @@ class Exchange(Tries):
             if head is None:
                 self._partial = data
                 return
-            if head.status >= 200:
+            status, _passed, _line_end, length, _keeps_alive, is_unchanged, has_date, end = head
+            if status >= 200:
                 break
-            if head.status == 101 and self.head.fields.upgrade and self.route.websocket:
+            if status == 101 and self.head.fields.upgrade and self.route.websocket:
                 self._join(head, data)
                 return
             self._pass_informational(head)
-            data = data[head.end :]
+            data = data[end:]
             if not data:
                 self._partial = b""
                 return
-        if head.status >= SERVER_ERRORS and self._try_instead(head, len(data) - head.end):
+        if status >= SERVER_ERRORS and self._try_instead(head, len(data) - end):
             return
         self._partial = b""
         self._held = None
         self._response = head
-        whole = len(data) - head.end == head.length
+        whole = len(data) - end == length
         keeps_alive = self._keeps_alive(head) and (self._body_done or not whole)
-        if whole and keeps_alive and head.is_unchanged and self.head.minor and self.route.response_changes is None:
+        if whole and keeps_alive and self.head.minor and self.route.response_changes is None:
             fields = self.answer_fields
-            if fields:
-                end = head.end - 4
-                data = data[:end] + fields + data[end:]
-            self.client.write(data)  # the common case: without fields not a byte is copied
+            if not has_date:
+                fields += date_field(int(self._plane.wall_s()))
+            if fields or not is_unchanged:
+                data = head.passed + fields + data[end - 4 :]
+            self.client.write(data)  # the common case: what is as it came is not copied
             self._end(keeps_alive=True)
             return
         self._start_answer(head, data[head.end :], keeps_alive)
@@ -435,8 +435,9 @@ class Exchange(Tries):
             self._response = None  # the head has not left: the refusal can still be told
             raise
         encoded = encode_answer_head(
-            head, self.route, self.answer_fields, to_old_client=old_client, keeps_alive=keeps_alive
-        )
+            head, self.route, self.answer_fields, to_old_client=old_client, keeps_alive=keeps_alive,
+            wall_s=self._plane.wall_s,
+        )  # fmt: skip
         self.client.write(encoded + first)
         self._progress_s = self._answered_s = now_s = self._plane.monotonic_s()
         if body.done:
@@ -462,7 +463,7 @@ class Exchange(Tries):
             detail = "the upstream's response is not passed on: an interim response that was not asked for"
             raise Refusal("bad-upstream-response", 502, detail, Retry.UNKNOWN)
         if head.status != 100 and self.head.minor:
-            self.client.write(head.line + head.forward + b"\r\n\r\n")
+            self.client.write(head.passed + b"\r\n\r\n")
 
     def _join(self, head: ResponseHead, data: bytes) -> None:
         """The upstream has agreed to a WebSocket. Raises Refusal when it has agreed to another handshake than this."""
@@ -491,15 +492,16 @@ class Exchange(Tries):
         response, body, connection = self._response, self._response_body, self._upstream
         failed = False
         if response is not None:
-            failed = response.status >= SERVER_ERRORS
-            self.counters.count(response.status, now_s - self.started_s)
+            status = response.status
+            failed = status >= SERVER_ERRORS
+            self.counters.count(status, now_s - self.started_s)
             if self._permit is not None:
                 self._permit.failure(now_s) if failed else self._permit.success(now_s)
         self._leave(now_s, failed)
         self._upstream = None
         if connection is not None and self._pool is not None:
             clean = response is not None and response.keeps_alive and (body is None or not body.rest)
-            if clean and self._body_done and not connection.transport.is_closing():
+            if clean and self._body_done:
                 if self.client.hold_answer():
                     connection.transport.resume_reading()
                 self._pool.release(connection, now_s)

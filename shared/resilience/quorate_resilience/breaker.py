@@ -243,21 +243,19 @@ class CircuitBreaker:
         if permit.generation != self._generation:
             return
         if self.state is _CLOSED:
-            if outcome is not _CANCELLED:
-                self._settle_call(outcome, now_s)
+            if outcome is _CANCELLED:
+                return
+            window, settings = self._window, self.settings
+            window.count(now_s, outcome is _FAILED, outcome is _SLOW)
+            bad = window.failed + window.slow
+            if bad and window.calls >= settings.calls_min and bad * 100 >= settings.failure_percent * window.calls:
+                self._open(now_s, window.counts)
         elif self.state is _HALF_OPEN:
             self._probes_out.remove(permit)
             if outcome is _CANCELLED:
                 self._probes_given -= 1
             else:
                 self._settle_probe(outcome, now_s)
-
-    def _settle_call(self, outcome: Outcome, now_s: float) -> None:
-        window, settings = self._window, self.settings
-        window.count(now_s, outcome is _FAILED, outcome is _SLOW)
-        bad = window.failed + window.slow
-        if bad and window.calls >= settings.calls_min and bad * 100 >= settings.failure_percent * window.calls:
-            self._open(now_s, window.counts)
 
     def _settle_probe(self, outcome: Outcome, now_s: float) -> None:
         calls, failed, slow = self._probes_settled

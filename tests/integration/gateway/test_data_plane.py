@@ -19,14 +19,23 @@ async def echo(exchange: Exchange) -> None:
     await exchange.reply(body)
 
 
+ODD = b"X-Odd:  1\r\nset-cookie: a\r\nset-cookie: b\r\nDate: now\r\n"
+
+
 async def test_a_request_and_its_answer_go_through_as_they_came() -> None:
     async def answer(exchange: Exchange) -> None:
-        await exchange.reply(b"\x00body\xff", "418 I'm a teapot", b"X-Odd:  1\r\nset-cookie: a\r\nset-cookie: b\r\n")
+        await exchange.reply(b"\x00body\xff", "418 I'm a teapot", ODD)
 
     async with Upstream(answer) as upstream, running_gateway(upstream) as gateway:
         found = await (await gateway.client()).get("/orders/7?a=%20b", "Accept: */*\r\nX-Odd: 2\r\n")
         assert (found.status, found.body) == (418, b"\x00body\xff")
-        assert found.fields == [("x-odd", "1"), ("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "6")]
+        assert found.fields == [
+            ("x-odd", "1"),
+            ("set-cookie", "a"),
+            ("set-cookie", "b"),
+            ("date", "now"),
+            ("content-length", "6"),
+        ]
         [request] = upstream.requests
         assert (request.method, request.target) == ("GET", "/orders/7?a=%20b")
         assert request.fields[:3] == [("host", "shop"), ("accept", "*/*"), ("x-odd", "2")]
@@ -272,13 +281,13 @@ async def test_answers_without_a_body_end_with_their_head(status: str) -> None:
 async def test_early_hints_go_through_and_a_100_of_the_upstream_does_not() -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
-        await exchange.reply()
+        await exchange.reply(fields=b"Date: now\r\n")
 
     async with Upstream(answer) as upstream, running_gateway(upstream) as gateway:
         client = await gateway.client()
         await client.send(b"GET /orders HTTP/1.1\r\nHost: shop\r\n\r\n")
         assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
-        assert await client.until(b"hello") == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+        assert await client.until(b"hello") == b"HTTP/1.1 200 OK\r\nDate: now\r\ncontent-length: 5\r\n\r\nhello"
 
 
 async def test_who_expects_100_continue_gets_it_once_there_is_an_upstream() -> None:
@@ -316,18 +325,22 @@ async def test_who_expects_100_continue_and_is_refused_hears_so_before_the_body(
 
 async def test_http_1_0_gets_bare_bodies_and_keeps_its_connection_only_when_it_asks() -> None:
     async def chunked(exchange: Exchange) -> None:
-        await exchange.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+        await exchange.send(b"HTTP/1.1 200 OK\r\nDate: now\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await exchange.send(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+
+    async def empty(exchange: Exchange) -> None:
+        await exchange.reply(b"", fields=b"Date: now\r\n")
 
     async with Upstream(chunked) as upstream, running_gateway(upstream) as gateway:
         client = await gateway.client()
         await client.send(b"GET /orders HTTP/1.0\r\n\r\n")
-        assert await client.rest() == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nonetwo"
-        upstream.handler = echo
+        assert await client.rest() == b"HTTP/1.1 200 OK\r\nDate: now\r\nconnection: close\r\n\r\nonetwo"
+        upstream.handler = empty
         client = await gateway.client()
         for _ in range(2):
             await client.send(b"GET /orders HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
             assert await client.until(b"\r\n\r\n") == (
-                b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n"
+                b"HTTP/1.1 200 OK\r\nDate: now\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n"
             )
         await client.send(b"GET /orders HTTP/1.0\r\n\r\n")
         assert (await client.rest()).endswith(b"connection: close\r\n\r\n")

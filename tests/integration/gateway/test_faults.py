@@ -21,7 +21,7 @@ def only_pool(gateway: Gateway) -> EndpointPool:
 
 
 async def test_a_refused_connection_sends_the_request_to_another_endpoint() -> None:
-    async with Upstream() as upstream, running_gateway(unused_port(), upstream) as gateway:
+    async with Upstream() as upstream, running_gateway(unused_port(), upstream, routes=IN_TURN) as gateway:
         client = await gateway.client()
         for _ in range(6):
             assert (await client.post(b"{}")).status == 200  # not sent yet, so that any method may be tried again

@@ -1,12 +1,14 @@
 """The exchange, event by event: what is tried again and what not, whose time is over, and what a tunnel leaves."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 from quorate_core.errors import Retry
 from quorate_gateway.policies.admission import Admission
 from quorate_gateway.proxy.exchange import HELD_BYTES_MAX
+from quorate_gateway.proxy.heads import IDS_DRAWN
 from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.tunnel import accept_of
 from quorate_gateway.proxy.upstream import UpstreamConnection
@@ -14,8 +16,9 @@ from support.gateway_exchange import Scene
 
 GET = b"GET /a HTTP/1.1\r\nHost: shop\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: shop\r\nContent-Length: 2\r\n\r\n{}"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
+DATE = b"Date: Mon, 23 Nov 2026 09:00:00 GMT\r\n"
+OK = b"HTTP/1.1 200 OK\r\n" + DATE + b"Content-Length: 2\r\n\r\nok"
+BUSY = b"HTTP/1.1 503 Busy\r\n" + DATE + b"Content-Length: 4\r\n\r\nbusy"
 STATUSES = ", retry: {attempts: 2, statuses: [503]}"
 PER_TRY = ", timeout_ms: 5000, retry: {attempts: 2, per_try_timeout_ms: 400}"
 
@@ -467,3 +470,59 @@ async def test_a_101_for_another_handshake_is_a_bad_answer() -> None:
     connect(scene).data_received(SWITCH % b"bm90IHRoZSBhY2NlcHQgb2YgdGhpcw==")
     await turn()
     assert await ended_with(scene) == "refused: bad-upstream-response"
+
+
+# What is added to an answer.
+
+
+@pytest.mark.parametrize("answer_fields", [b"", b"\r\nratelimit: 1"])
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"2\r\nok\r\n0\r\n\r\n"),
+    ],
+    ids=["passed on whole", "passed on piece by piece"],
+)
+async def test_an_answer_without_a_date_is_given_one(head: bytes, rest: bytes, answer_fields: bytes) -> None:
+    """RFC 9110, section 6.6.1: who forwards a response must append the Date that it lacks."""
+    scene = Scene("", GET)
+    scene.start(Admission(answer_fields=answer_fields))
+    connect(scene).data_received(head + b"\r\n\r\n" + rest)
+    assert scene.client.written.count(b"\r\ndate: Thu, 01 Jan 1970 00:16:40 GMT\r\n") == 1
+    assert scene.client.written.startswith(head + b"\r\n")
+    assert answer_fields in scene.client.written
+    assert scene.client.written.endswith(b"\r\n\r\n" + rest)
+    assert await ended_with(scene) == "answered, and goes on"
+
+
+async def test_a_date_that_a_route_removes_is_not_added() -> None:
+    scene = Scene(", response_headers: {remove: [date]}", GET)
+    scene.start()
+    connect(scene).data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert scene.client.written == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    assert await ended_with(scene) == "answered, and goes on"
+
+
+async def test_an_answer_that_has_a_date_keeps_its_own() -> None:
+    scene = Scene("", GET)
+    scene.start()
+    connect(scene).data_received(OK)
+    assert scene.client.written == OK
+    assert await ended_with(scene) == "answered, and goes on"
+
+
+async def test_every_request_has_an_id_and_a_trace_of_its_own() -> None:
+    """They are drawn many at a time: more requests than are drawn at once."""
+    ids, traces = set(), set()
+    for _ in range(3 * IDS_DRAWN):
+        scene = Scene("", GET)
+        scene.start()
+        connection = connect(scene)
+        found = re.search(
+            rb"\r\nx-request-id: ([0-9a-f]{16})\r\ntraceparent: (00-[0-9a-f]{32}-[0-9a-f]{16}-00)\r\n", sent(connection)
+        )
+        assert found is not None
+        ids.add(found[1])
+        traces.add(found[2])
+    assert len(ids) == len(traces) == 3 * IDS_DRAWN

@@ -148,3 +148,72 @@ def test_the_chunked_decoder_accepts_only_what_llhttp_reads_alike(body: bytes) -
 def test_the_comparison_does_compare() -> None:
     assert assert_read_alike(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nA: 1\r\n\r\nHTTP")
     assert assert_read_alike(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP")
+
+
+FIELDS_OF_EVERY_KIND = [
+    *(
+        b"Content-Length: 5",
+        b"content-length:  7 ",
+        b"Content-Length: 5, 5",
+        b"Content-Length: 5\t",
+        b"Content-Length:",
+    ),
+    *(b"Connection: keep-alive", b"connection:Keep-Alive ", b"Connection: close", b"Connection: keep-alive, X-A"),
+    *(
+        b"Transfer-Encoding: chunked",
+        b"Content_Length: 9",
+        b"Upgrade: h2c",
+        b"TE: trailers",
+        b"Proxy-Connection: close",
+    ),
+    *(
+        b"Date: now",
+        b"date:",
+        b"X-Date: now",
+        b"X-A: Connection: keep-alive",
+        b"Content-Length-Of: 3",
+        b"Tea: 1",
+        b"A:",
+    ),
+]
+
+
+@settings(max_examples=400)
+@given(
+    st.sampled_from(
+        [b"1.1 200 OK", b"1.1 200", b"1.1 503 ", b"1.1 204 None", b"1.1 304 Same", b"1.1 600 ?", b"1.0 200 OK"]
+    ),
+    st.lists(st.sampled_from(FIELDS_OF_EVERY_KIND), max_size=6),
+    st.booleans(),
+)
+@example(b"1.1 200 OK", [b"Connection: keep-alive", b"Content-Length: 5", b"connection:Keep-Alive "], False)
+@example(b"1.1 200 OK", [b"Content-Length: 5", *[b"A:"] * 99], False)
+@example(b"1.1 200 OK", [b"Content-Length: 5", *[b"A:"] * 100], False)
+def test_one_search_over_the_head_says_what_reading_field_by_field_says(
+    status: bytes, fields: list[bytes], to_head_request: bool
+) -> None:
+    """A field for this hop alone, dropped from what is passed on, is what no usual head has. It stands in the place of
+    one that is passed on, so that both heads have as many."""
+    lines = b"HTTP/" + status + b"".join(b"\r\n" + field for field in fields)
+    usual = outcome(lines + b"\r\nB: 1\r\n\r\nhello", to_head_request=to_head_request)
+    by_field = outcome(lines + b"\r\nKeep-Alive: timeout=5\r\n\r\nhello", to_head_request=to_head_request)
+    if isinstance(usual, str) or isinstance(by_field, str):
+        assert usual == by_field
+        return
+    assert usual.forward.replace(b"\r\nB: 1", b"") == by_field.forward
+    assert usual.line == by_field.line
+    assert (usual.status, usual.length, usual.keeps_alive, usual.has_date) == (
+        by_field.status, by_field.length, by_field.keeps_alive, by_field.has_date,
+    )  # fmt: skip
+    assert usual.end == len(lines + b"\r\nB: 1\r\n\r\n")
+    came_whole = usual.passed == lines + b"\r\nB: 1"
+    assert usual.is_unchanged is (came_whole and not status.startswith(b"1.0"))
+
+
+def outcome(data: bytes, *, to_head_request: bool) -> ResponseHead | str:
+    try:
+        head = read_response_head(data, to_head_request=to_head_request)
+    except Refusal as refusal:
+        return refusal.detail
+    assert head is not None
+    return head
