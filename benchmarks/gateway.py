@@ -46,6 +46,7 @@ LARGE_BYTES = 1024**3
 LATE_SHARE_MAX = 0.25
 LOADER_CPU_PERCENT_MAX = 60
 """Above either the load generator says more about itself than about the contender."""
+WORKERS_FLAGS = ("--workers", "2")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class GatewayScenario:
     name = "gateway"
     title = "Gateway: one core, 64 kept connections, a JSON answer of about 100 bytes"
     summary = "one core proxies small answers, beside nginx, HAProxy and Envoy: by wrk, and at a fixed rate"
-    ours: tuple[str, ...] = ("quorate", "quorate-bare")
+    ours: tuple[str, ...] = ("quorate", "quorate-bare", "quorate-2")
     loads: Sequence[Load] = (LOAD, RATE_LOAD)
     goals: Sequence[Goal] = (
         Goal(LOAD.name, "quorate", "envoy", Figure.RATE, 1.5),
@@ -100,6 +101,7 @@ class GatewayScenario:
             for name, routes, pattern, flags in (
                 ("quorate", whole, ADMITTED_BY_GATEWAY, ()),
                 ("quorate-bare", bare, COUNTED_BY_GATEWAY, ()),
+                ("quorate-2", whole, ADMITTED_BY_GATEWAY, WORKERS_FLAGS),
             ):
                 is_sampled = profiled and not flags
                 starts[name] = partial(_quorate, name, routes, pattern, bench, upstreams, http, is_sampled, flags)

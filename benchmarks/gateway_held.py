@@ -27,7 +27,7 @@ from benchmarks.peers import WORKING_FOLDER, read_programs
 from benchmarks.rounds import Bench
 from benchmarks.tables import table
 
-CONTENDERS = ("nginx", "envoy", "quorate")
+CONTENDERS = ("nginx", "envoy", "quorate", "quorate-2")
 CONNECTIONS = 10_000
 SLOW_S = 3.0
 READ_BYTES = 1024**2

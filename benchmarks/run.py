@@ -28,7 +28,7 @@ from benchmarks.watch import WatchScenario
 
 CONTENDERS = (
     "nginx", "haproxy", "envoy", "envoy-bare", "etcd", "pysyncobj", "pysyncobj-unbatched", "quorate", "quorate-bare",
-    "aiohttp", "fastapi",
+    "quorate-2", "aiohttp", "fastapi",
 )  # fmt: skip
 EXIT_INTERRUPTED = 130
 

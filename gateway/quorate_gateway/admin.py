@@ -26,12 +26,9 @@ from quorate_gateway.policy_views import (
     limit_detail,
     limit_view,
 )
-from quorate_gateway.proxy.plane import DataPlane
-from quorate_gateway.proxy.upstream import EndpointPool
 from quorate_gateway.routes import routes_schema
+from quorate_gateway.served import PoolReport, Served, WorkerReport
 from quorate_gateway.snapshot import unrouted_reason
-
-CLIENTS_SHOWN_MAX = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -169,11 +166,35 @@ class ConnectionsView(BaseModel):
     leaving: list[str]
 
 
-def create_admin(surface: Surface, plane: DataPlane, control: Control) -> FastAPI:
+class WorkerView(BaseModel):
+    """One process that serves. `state`: `serving`, `starting`, `silent` (it has not reported for a while) or `gone`;
+    `memory_bytes` are resident, `cpu_s` since its start; `event_loop_lag_ms`: how late it is."""
+
+    number: int
+    pid: int
+    state: str
+    connections: int
+    connections_accepted: int
+    requests_active: int
+    memory_bytes: int
+    cpu_s: float
+    event_loop_lag_ms: float
+    revision: int
+    """What it serves by: the newest of routes and registry."""
+
+
+class WorkersView(BaseModel):
+    """`restarts` counts workers that were replaced by another one."""
+
+    restarts: int
+    workers: list[WorkerView]
+
+
+def create_admin(surface: Surface, served: Served, control: Control) -> FastAPI:
     """The admin application."""
     app = create_app(surface)
-    _add_views(app, plane, control)
-    _add_policies(app, plane)
+    _add_views(app, served, control)
+    _add_policies(app, served)
 
     @app.get("/v1/gateway/explain")
     async def explain(
@@ -184,16 +205,16 @@ def create_admin(surface: Surface, plane: DataPlane, control: Control) -> FastAP
         client: Annotated[str, Query(description="The client's address, for limits by client", max_length=64)] = "",
     ) -> Explanation:
         """Which route takes a request, and why."""
-        return explain_request(plane, method, path, host, header, client)
+        return explain_request(served, method, path, host, header, client)
 
     return app
 
 
-def _add_views(app: FastAPI, plane: DataPlane, control: Control) -> None:
+def _add_views(app: FastAPI, served: Served, control: Control) -> None:
     @app.get("/v1/gateway/snapshot")
     async def snapshot() -> SnapshotView:
         """What is served, how fresh it is, and what was rejected."""
-        current, revisions = plane.snapshot, control.revisions
+        current, revisions = served.snapshot, control.revisions
         return SnapshotView(
             revision=revisions.newest, routes_version=revisions.routes_version,
             routes_revision=revisions.routes_revision, registry_revision=revisions.registry_revision,
@@ -206,8 +227,7 @@ def _add_views(app: FastAPI, plane: DataPlane, control: Control) -> None:
     @app.get("/v1/gateway/routes")
     async def routes() -> list[RouteView]:
         """The routes that are served, in the document's order."""
-        now_s = plane.monotonic_s()
-        return [_route_view(route, plane, now_s) for route in plane.snapshot.routes]
+        return [_route_view(route, served) for route in served.snapshot.routes]
 
     @app.get("/v1/gateway/routes/schema")
     async def schema() -> dict[str, Any]:
@@ -217,48 +237,50 @@ def _add_views(app: FastAPI, plane: DataPlane, control: Control) -> None:
     @app.get("/v1/gateway/clusters")
     async def clusters() -> list[ClusterView]:
         """The services that routes lead to, and how an endpoint of each is chosen."""
-        return [_cluster_view(service, plane, control) for service in plane.snapshot.endpoints]
+        return [_cluster_view(service, served, control) for service in served.snapshot.endpoints]
 
     @app.get("/v1/gateway/endpoints")
     async def endpoints() -> list[EndpointView]:
         """All instances of the services that routes name, routed or not."""
-        return [view for service in plane.snapshot.endpoints for view in _endpoints_of(service, plane, control)]
+        return [view for service in served.snapshot.endpoints for view in _endpoints_of(service, served, control)]
 
     @app.get("/v1/gateway/connections")
     async def connections() -> ConnectionsView:
         """Client connections, and pools that only finish what they have begun."""
-        clients = [ClientView(address=client.address, state=client.state) for client in plane.clients]
-        leaving = [authority for authority, pool in plane.pools.items() if pool.retired]
-        return ConnectionsView(total=len(clients), clients=clients[:CLIENTS_SHOWN_MAX], leaving=leaving)
+        clients = [ClientView(address=client.address, state=client.state) for client in served.clients]
+        leaving = [authority for authority, pool in served.pools.items() if pool.retired]
+        return ConnectionsView(total=served.totals.connections, clients=clients, leaving=leaving)
+
+    @app.get("/v1/gateway/workers")
+    async def workers() -> WorkersView:
+        """The processes that serve, and how often one was replaced."""
+        return WorkersView(restarts=served.restarts, workers=[_worker_view(worker) for worker in served.workers])
 
 
-def _add_policies(app: FastAPI, plane: DataPlane) -> None:
+def _add_policies(app: FastAPI, served: Served) -> None:
     def view(route: CompiledRoute) -> PoliciesView:
-        now_s = plane.monotonic_s()
         return PoliciesView(
-            route=route.name, rate_limit=limit_detail(route.limit, now_s),
-            circuit_breaker=breaker_view(route.breaker, now_s),
-        )  # fmt: skip
+            route=route.name, rate_limit=limit_detail(route, served), circuit_breaker=breaker_view(route, served)
+        )
 
     @app.get("/v1/gateway/policies")
     async def policies(route: Annotated[str, Query(description="The route's name")]) -> PoliciesView:
         """The state of a route's rate limit and circuit breaker."""
-        return view(_route_named(plane, route))
+        return view(_route_named(served, route))
 
     @app.put("/v1/gateway/breaker")
     async def force(route: Annotated[str, Query(description="The route's name")], body: ForcedBody) -> PoliciesView:
         """Force a route's circuit breaker open or closed, or release it."""
-        found = _route_named(plane, route)
+        found = _route_named(served, route)
         if found.breaker is None:
             raise Conflict(f"route {route!r} has no circuit breaker")
-        act = {"open": found.breaker.force_open, "closed": found.breaker.force_closed, None: found.breaker.release}
-        act[body.forced](plane.monotonic_s())
+        served.force(found, body.forced)
         log.warning("circuit_breaker_forced", route=route, forced=body.forced)
         return view(found)
 
 
-def _route_named(plane: DataPlane, name: str) -> CompiledRoute:
-    for route in plane.snapshot.routes:
+def _route_named(served: Served, name: str) -> CompiledRoute:
+    for route in served.snapshot.routes:
         if route.name == name:
             return route
     raise NotFound(f"there is no route {name!r}")
@@ -270,30 +292,30 @@ def _rejected_view(rejected: Rejected | None) -> RejectedView | None:
     return RejectedView(version=rejected.version, revision=rejected.revision, reason=rejected.reason)
 
 
-def _route_view(route: CompiledRoute, plane: DataPlane, now_s: float) -> RouteView:
+def _route_view(route: CompiledRoute, served: Served) -> RouteView:
     return RouteView(
         name=route.name, service=route.service, balance=route.balance.policy,
         destinations=[
             DestinationView(service=one.service, version=one.version, weight=one.weight) for one in route.destinations
         ],
-        endpoints=len(_endpoints_led_to(route, plane)),
+        endpoints=len(_endpoints_led_to(route, served)),
         route=route.source.model_dump(mode="json", exclude_none=True),
-        rate_limit=limit_view(route.limit), circuit_breaker=breaker_view(route.breaker, now_s),
+        rate_limit=limit_view(route, served), circuit_breaker=breaker_view(route, served),
     )  # fmt: skip
 
 
-def _endpoints_led_to(route: CompiledRoute, plane: DataPlane) -> set[tuple[str, str]]:
+def _endpoints_led_to(route: CompiledRoute, served: Served) -> set[tuple[str, str]]:
     """By service and authority: two shares may overlap, one of a version and one of all."""
     return {
         (share.service, endpoint.authority)
         for share in route.destinations
-        for endpoint in plane.snapshot.endpoints.get(share.service, ())
+        for endpoint in served.snapshot.endpoints.get(share.service, ())
         if share.weight and share.version in (None, endpoint.version)
     }
 
 
-def _cluster_view(service: str, plane: DataPlane, control: Control) -> ClusterView:
-    endpoints = plane.snapshot.endpoints[service]
+def _cluster_view(service: str, served: Served, control: Control) -> ClusterView:
+    endpoints = served.snapshot.endpoints[service]
     return ClusterView(
         service=service, instances=len(control.discovery.instances(service)), endpoints=len(endpoints),
         versions=Counter(endpoint.version for endpoint in endpoints),
@@ -304,18 +326,18 @@ def _cluster_view(service: str, plane: DataPlane, control: Control) -> ClusterVi
                 zone_aware=route.balance.zone_aware,
                 key=route.balance.key if route.balance.policy == "consistent_hash" else None,
             )
-            for route in plane.snapshot.routes if service in route.services
+            for route in served.snapshot.routes if service in route.services
             for share in route.destinations if share.service == service
         ],
     )  # fmt: skip
 
 
-def _endpoints_of(service: str, plane: DataPlane, control: Control) -> list[EndpointView]:
-    found = []
+def _endpoints_of(service: str, served: Served, control: Control) -> list[EndpointView]:
+    found, pools = [], served.pools
     for instance in control.discovery.instances(service):
         reason = unrouted_reason(instance)
-        pool = plane.pools.get(instance.authority)
-        report = plane.balancing.report(instance.id, instance.authority)
+        pool = pools.get(instance.authority)
+        report = served.endpoint(instance.id, instance.authority)
         found.append(
             EndpointView(
                 service=service, instance=instance.id, address=instance.authority, status=instance.status.value,
@@ -328,8 +350,17 @@ def _endpoints_of(service: str, plane: DataPlane, control: Control) -> list[Endp
     return found
 
 
-def _pool_view(pool: EndpointPool) -> PoolView:
+def _pool_view(pool: PoolReport) -> PoolView:
     return PoolView(
         idle=pool.idle, busy=pool.busy, connecting=pool.connecting, waiting=pool.waiting,
         connect_failures=pool.connect_failures,
+    )  # fmt: skip
+
+
+def _worker_view(worker: WorkerReport) -> WorkerView:
+    return WorkerView(
+        number=worker.number, pid=worker.pid, state=worker.state, connections=worker.connections,
+        connections_accepted=worker.accepted, requests_active=worker.requests_active,
+        memory_bytes=worker.memory_bytes, cpu_s=round(worker.cpu_s, 3),
+        event_loop_lag_ms=round(worker.lag_s * 1_000, 3), revision=worker.applied,
     )  # fmt: skip

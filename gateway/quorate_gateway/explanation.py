@@ -15,8 +15,8 @@ from quorate_gateway.policies.limit_keys import client_key
 from quorate_gateway.policy_views import PolicyView, identity_met, limits_met
 from quorate_gateway.proxy.framing import RequestHead, read_request_head
 from quorate_gateway.proxy.limits import HEAD_BYTES_MAX
-from quorate_gateway.proxy.plane import DataPlane
 from quorate_gateway.proxy.refusals import Refusal
+from quorate_gateway.served import Served
 
 
 class ConsideredView(BaseModel):
@@ -56,7 +56,7 @@ class Explanation(BaseModel):
 
 
 def explain_request(
-    plane: DataPlane, method: str, path: str, host: str, headers: Sequence[str], client: str
+    served: Served, method: str, path: str, host: str, headers: Sequence[str], client: str
 ) -> Explanation:
     """`headers` are `name: value`. Raises InvalidRequest for what is no request at all."""
     try:
@@ -64,13 +64,13 @@ def explain_request(
     except Refusal as refusal:
         return Explanation(rule=refusal.rule)
     arguments = (head.method, head.path, head.fields.host, head.fields.block, head.target)
-    steps = plane.snapshot.table.explain(*arguments)
+    steps = served.snapshot.table.explain(*arguments)
     considered = [ConsideredView(route=step.route.name, refused_by=step.refused_by) for step in steps]
     taken: CompiledRoute | None = next((step.route for step in steps if step.refused_by is None), None)
     if taken is None:
         misses_method = any(step.refused_by == "method" for step in steps)
         return Explanation(rule="method-not-routed" if misses_method else "no-route", considered=considered)
-    return _of_route(plane, taken, head, client).model_copy(update={"considered": considered})
+    return _of_route(served, taken, head, client).model_copy(update={"considered": considered})
 
 
 def _read(method: str, path: str, host: str, headers: Sequence[str]) -> RequestHead:
@@ -83,11 +83,11 @@ def _read(method: str, path: str, host: str, headers: Sequence[str]) -> RequestH
     return head
 
 
-def _of_route(plane: DataPlane, route: CompiledRoute, head: RequestHead, client: str) -> Explanation:
+def _of_route(served: Served, route: CompiledRoute, head: RequestHead, client: str) -> Explanation:
     caller = Caller(client_key(client.encode("ascii", "replace")))
-    caller, identity = identity_met(route, head, caller, plane.wall_s())
-    policies = [*identity, *limits_met(route, head.fields, caller, plane.load, plane.monotonic_s())]
-    shares = _shares(plane, route, head, caller)
+    caller, identity = identity_met(route, head, caller, served.wall_s())
+    policies = [*identity, *limits_met(route, head.fields, caller, served)]
+    shares = _shares(served, route, head, caller)
     endpoints = [endpoint for share in shares for endpoint in share.endpoints]
     rule = next((policy.rule for policy in policies if not policy.lets_through), None if endpoints else "no-endpoint")
     target = head.target if route.rewrite is None else route.rewrite(head.target)
@@ -99,7 +99,7 @@ def _of_route(plane: DataPlane, route: CompiledRoute, head: RequestHead, client:
     )  # fmt: skip
 
 
-def _shares(plane: DataPlane, route: CompiledRoute, head: RequestHead, caller: Caller) -> list[ShareView]:
+def _shares(served: Served, route: CompiledRoute, head: RequestHead, caller: Caller) -> list[ShareView]:
     chosen = route.destinations
     if len(chosen) > 1 and route.split_key is not None and route.split_key(head.fields, caller):
         chosen = (route.choose_destination(head.fields, caller),)
@@ -110,7 +110,7 @@ def _shares(plane: DataPlane, route: CompiledRoute, head: RequestHead, caller: C
             percent=round(100 * destination.weight / total, 3),
             endpoints=[
                 f"{endpoint.instance_id} ({endpoint.authority})"
-                for endpoint in plane.snapshot.endpoints.get(destination.service, ())
+                for endpoint in served.snapshot.endpoints.get(destination.service, ())
                 if destination.version in (None, endpoint.version)
             ],
         )

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
-from quorate_resilience import BreakerState, CircuitBreaker
-from quorate_resilience.shedding import LoadShedder
+from quorate_resilience import BreakerSettings, BreakerState
 
 from quorate_gateway.matching import CompiledRoute
 from quorate_gateway.policies.caller import Caller
 from quorate_gateway.policies.circuit import RULE as CIRCUIT_OPEN
-from quorate_gateway.policies.circuit import breaker_summary
-from quorate_gateway.policies.limit import RouteLimit, shown_key
+from quorate_gateway.policies.circuit import state_summary
+from quorate_gateway.policies.limit import shown_key
 from quorate_gateway.policies.shedding import RULE as OVERLOADED
 from quorate_gateway.policies.shedding import load_summary
 from quorate_gateway.proxy.framing import RequestFields, RequestHead
 from quorate_gateway.proxy.refusals import Refusal
+from quorate_gateway.served import BreakerReport, Served
 
 RATE_LIMITED = "rate-limited"
 BUCKETS_SHOWN_MAX = 10
@@ -30,7 +30,8 @@ class BucketView(BaseModel):
 
 class LimitView(BaseModel):
     """`keys` have a bucket now, all others a full one. The counts are since the limit was last changed;
-    `keys_forgotten_early` had requests left to regain when there was no more room for them."""
+    `keys_forgotten_early` had requests left to regain when there was no more room for them. `waiting` are in a leaky
+    bucket's queue now; `local` are checks of a shared limit that the gateway's own share has decided."""
 
     summary: str
     keys: int
@@ -38,6 +39,8 @@ class LimitView(BaseModel):
     keys_forgotten_early: int
     admitted: int
     limited: int
+    waiting: int
+    local: int
 
 
 class LimitDetailView(LimitView):
@@ -48,7 +51,8 @@ class LimitDetailView(LimitView):
 
 class BreakerView(BaseModel):
     """The three counts are of the window when `closed`, of the probes when `half-open`, and of what opened it when
-    `open`. `refused` and `opened` count since the breaker was last changed."""
+    `open`. `refused` and `opened` count since the breaker was last changed. Each of several workers has a breaker of
+    its own: told is the state that keeps most away, and `workers`, how many are in it."""
 
     state: BreakerState
     summary: str
@@ -58,6 +62,7 @@ class BreakerView(BaseModel):
     retry_after_s: float
     refused: int
     opened: int
+    workers: int
 
 
 class PolicyView(BaseModel):
@@ -69,37 +74,45 @@ class PolicyView(BaseModel):
     summary: str
 
 
-def limit_view(limit: RouteLimit | None) -> LimitView | None:
-    if limit is None:
+def limit_view(route: CompiledRoute, served: Served) -> LimitView | None:
+    limit, report = route.limit, served.limit(route)
+    if limit is None or report is None:
         return None
-    bucket = limit.limiter
     return LimitView(
-        summary=limit.summary, keys=len(bucket), keys_max=bucket.keys_max,
-        keys_forgotten_early=bucket.forgotten_early, admitted=limit.admitted, limited=limit.limited,
+        summary=limit.summary, keys=len(limit.limiter), keys_max=limit.limiter.keys_max,
+        keys_forgotten_early=report.forgotten_early, admitted=report.admitted, limited=report.limited,
+        waiting=report.waiting, local=report.local,
     )  # fmt: skip
 
 
-def limit_detail(limit: RouteLimit | None, now_s: float) -> LimitDetailView | None:
+def limit_detail(route: CompiledRoute, served: Served) -> LimitDetailView | None:
     """Looks at every key."""
-    summary = limit_view(limit)
+    limit, summary = route.limit, limit_view(route, served)
     if limit is None or summary is None:
         return None
     nearest = [
         BucketView(key=shown_key(fill.key, limit.document), left=round(fill.tokens, 3))
-        for fill in limit.limiter.emptiest(now_s, BUCKETS_SHOWN_MAX)
+        for fill in limit.limiter.emptiest(served.monotonic_s(), BUCKETS_SHOWN_MAX)
     ]
     return LimitDetailView(**summary.model_dump(), nearest=nearest)
 
 
-def breaker_view(breaker: CircuitBreaker | None, now_s: float) -> BreakerView | None:
-    if breaker is None:
+def breaker_view(route: CompiledRoute, served: Served) -> BreakerView | None:
+    breaker, report = route.breaker, served.breaker(route)
+    if breaker is None or report is None:
         return None
-    calls, failed, slow = breaker.counts(now_s)
     return BreakerView(
-        state=breaker.state, summary=breaker_summary(breaker, now_s), calls=calls, failed=failed, slow=slow,
-        retry_after_s=round(breaker.retry_after_s(now_s), 3), refused=breaker.refused,
-        opened=breaker.entered[BreakerState.OPEN],
+        state=report.state, summary=_breaker_summary(breaker.settings, report), calls=report.calls,
+        failed=report.failed, slow=report.slow, retry_after_s=round(report.retry_after_s, 3), refused=report.refused,
+        opened=report.entered.get(BreakerState.OPEN.value, 0), workers=report.workers[0],
     )  # fmt: skip
+
+
+def _breaker_summary(settings: BreakerSettings, report: BreakerReport) -> str:
+    counts = report.calls, report.failed, report.slow
+    summary = state_summary(settings, report.state, counts, report.retry_after_s)
+    like, workers = report.workers
+    return summary if workers <= 1 else f"{summary}; so it is in {like} of {workers} workers"
 
 
 class Met(NamedTuple):
@@ -140,22 +153,19 @@ def _who(caller: Caller) -> str:
     return " and ".join(proved) or "a valid token without a subject"
 
 
-def limits_met(
-    route: CompiledRoute, fields: RequestFields, caller: Caller, load: LoadShedder, now_s: float
-) -> Sequence[PolicyView]:
+def limits_met(route: CompiledRoute, fields: RequestFields, caller: Caller, served: Served) -> Sequence[PolicyView]:
     """Rate limit, load shedding and breaker, in their order. Takes nothing and asks nothing."""
     met: list[PolicyView] = []
-    limit, breaker = route.limit, route.breaker
+    limit, load, breaker = route.limit, served.totals.load, served.breaker(route)
     if limit is not None:
-        left = limit.left(fields, caller, now_s)
+        left = limit.left(fields, caller, served.monotonic_s())
         summary = f"{limit.summary}; {left} left now"
         met.append(PolicyView(policy="rate_limit", rule=RATE_LIMITED, lets_through=left > 0, summary=summary))
     if load.active >= load.limits[route.priority]:
         summary = f"priority {route.source.priority}; {load_summary(load)}"
         met.append(PolicyView(policy="priority", rule=OVERLOADED, lets_through=False, summary=summary))
-    if breaker is not None:
-        breaker.advance(now_s)
-        lets_through = breaker.state is not BreakerState.FORCED_OPEN and not breaker.retry_after_s(now_s)
-        summary = breaker_summary(breaker, now_s)
+    if route.breaker is not None and breaker is not None:
+        lets_through = breaker.state is not BreakerState.FORCED_OPEN and not breaker.retry_after_s
+        summary = _breaker_summary(route.breaker.settings, breaker)
         met.append(PolicyView(policy="circuit_breaker", rule=CIRCUIT_OPEN, lets_through=lets_through, summary=summary))
     return met

@@ -49,6 +49,8 @@ class Snapshot:
 
 InstancesOf = Callable[[str], Iterable[Instance]]
 """The instances of a service, whatever their status."""
+EndpointsOf = Callable[[str], tuple[Endpoint, ...]]
+"""The endpoints of a service that take traffic, in order of id."""
 
 
 def build_snapshot(
@@ -59,12 +61,23 @@ def build_snapshot(
     context: CompileContext | None = None,
 ) -> Snapshot:
     """Compile all routes. The state of limits and breakers is taken over from `former`; see `compile_route`."""
+    return compile_snapshot(document, lambda service: _endpoints(instances_of(service)), revisions, former, context)
+
+
+def compile_snapshot(
+    document: RoutesDocument,
+    endpoints_of: EndpointsOf,
+    revisions: Revisions,
+    former: Snapshot | None = None,
+    context: CompileContext | None = None,
+) -> Snapshot:
+    """As `build_snapshot`, for who is told the endpoints."""
     context = context or CompileContext()
     context.tokens.replace(document.jwt_providers)  # before the routes that name them
     known = {} if former is None else {route.name: route for route in former.routes}
     routes = tuple(compile_route(route, known.get(route.label), context) for route in document.routes)
     services = sorted({service for route in routes for service in route.services})
-    endpoints = {service: _endpoints(instances_of(service)) for service in services}
+    endpoints = {service: endpoints_of(service) for service in services}
     return Snapshot(document, RouteTable(routes), routes, endpoints, _authorities(endpoints), revisions)
 
 
@@ -77,6 +90,11 @@ def update_snapshot(
     service whose endpoints are the same keeps that very tuple, so that its balancer sees no change.
     """
     routed = {service: _endpoints(instances_of(service)) for service in changed if service in former.endpoints}
+    return replace_endpoints(former, routed, revisions)
+
+
+def replace_endpoints(former: Snapshot, routed: Mapping[str, tuple[Endpoint, ...]], revisions: Revisions) -> Snapshot:
+    """`former` with the endpoints of these services, all of which it has."""
     fresh = {service: found for service, found in routed.items() if found != former.endpoints[service]}
     if not fresh:
         return replace(former, revisions=revisions)

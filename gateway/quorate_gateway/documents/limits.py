@@ -42,7 +42,6 @@ class _Limit(Strict):
     A gateway that was given no Redis counts alone, by the whole limit."""
     local_share_percent: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 50.0
     """Of the limit, for each gateway on its own while Redis is slow or gone; at least 1 request."""
-    """Of the limit, what this gateway admits by itself while Redis is slow or gone."""
 
 
 class TokenBucketLimit(_Limit):

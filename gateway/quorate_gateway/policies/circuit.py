@@ -37,14 +37,21 @@ def breaker_refusal(breaker: CircuitBreaker, refused: Refused, now_s: float) -> 
 
 def breaker_summary(breaker: CircuitBreaker, now_s: float) -> str:
     """The state and what it rests on, in one sentence without an end."""
-    settings, (calls, failed, slow) = breaker.settings, breaker.counts(now_s)
+    return state_summary(breaker.settings, breaker.state, breaker.counts(now_s), breaker.retry_after_s(now_s))
+
+
+def state_summary(
+    settings: BreakerSettings, state: BreakerState, counts: tuple[int, int, int], retry_after_s: float
+) -> str:
+    """As `breaker_summary`, of a breaker that somebody else has. `counts`: of calls, failed ones and slow ones."""
+    calls, failed, slow = counts
     counted = f"{calls} calls, {failed} failed, {slow} slow (slow_call_ms {settings.slow_call_s * 1_000:g})"
-    match breaker.state:
+    match state:
         case BreakerState.CLOSED:
             return f"the circuit breaker is closed; within {settings.window_s:g} s: {counted}"
         case BreakerState.OPEN:
-            return f"the circuit breaker is open for {breaker.retry_after_s(now_s):.1f} s more; opened by {counted}"
+            return f"the circuit breaker is open for {retry_after_s:.1f} s more; opened by {counted}"
         case BreakerState.HALF_OPEN:
             return f"the circuit breaker is half-open; of its {settings.probes} probes: {counted}"
         case _:
-            return f"the circuit breaker is {breaker.state.value} by an operator"
+            return f"the circuit breaker is {state.value} by an operator"

@@ -180,6 +180,15 @@ class JwtVerifiers:
     def verifiers(self) -> Mapping[str, JwtVerifier]:
         return MappingProxyType(self._verifiers)
 
+    @property
+    def fetched(self) -> Mapping[str, FetchedKeys]:
+        """By provider, of those whose keys have an address."""
+        return {
+            name: self._sources[verifier.provider.jwks_url]
+            for name, verifier in self._verifiers.items()
+            if verifier.provider.jwks_url is not None
+        }
+
     def start(self, tasks: TaskOwner) -> None:
         """Fetch keys, and keep them fresh, in tasks of this owner."""
         self._tasks = tasks
@@ -204,6 +213,11 @@ class JwtVerifiers:
             for name, provider in providers.items()
         }
         self._fetch_all()
+
+    async def until_fetched(self) -> None:
+        """Until all keys of now were fetched once, well or not."""
+        for source in tuple(self._sources.values()):
+            await source.fetched.wait()
 
     def _source_of(self, provider: JwtProvider) -> KeySource:
         if provider.jwks_url is not None:

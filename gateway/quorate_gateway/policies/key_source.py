@@ -86,6 +86,12 @@ class FetchedKeys:
         """Why the last fetch failed; None when it did not."""
         self.fetches = 0
         """That have ended, well or not."""
+        self.failures = 0
+        """Of these, the ones that failed."""
+        self.fetched_at_s: float | None = None
+        """When the last one that did not fail ended, by the monotonic clock."""
+        self.fetched = asyncio.Event()
+        """Set once the first one has."""
         self._clock = clock
         self._times = times
         self._client = client
@@ -138,10 +144,12 @@ class FetchedKeys:
             return False
         finally:
             self.fetches += 1
+            self.fetched.set()
         if self.keys != keys:
             log.info("token_keys_changed", url=self.url, keys=len(keys), left_out=keys.left_out[:3])
             self.keys = keys
         self.failure = None
+        self.fetched_at_s = self._clock.monotonic_s()
         return True
 
     async def _read(self) -> bytes:
@@ -162,3 +170,4 @@ class FetchedKeys:
         if reason != self.failure:
             log.warning("token_keys_not_fetched", url=self.url, reason=reason, kept=self.keys is not None)
         self.failure = reason
+        self.failures += 1

@@ -11,7 +11,7 @@ CLIENT_GONE = 0
 class RouteCounters:
     """One route's. `ended` is by hundreds of the status, with CLIENT_GONE at 0."""
 
-    __slots__ = ("active", "ended", "latency_buckets", "latency_sum_s", "retries")
+    __slots__ = ("active", "ended", "latency_buckets", "latency_sum_s", "retries", "retries_refused")
 
     def __init__(self) -> None:
         self.active = 0
@@ -19,6 +19,8 @@ class RouteCounters:
         self.latency_buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self.latency_sum_s = 0.0
         self.retries = 0
+        self.retries_refused = 0
+        """Tries that there were no more for want of budget."""
 
     def count(self, status: int, latency_s: float) -> None:
         """One request has ended, `latency_s` after its head was read."""

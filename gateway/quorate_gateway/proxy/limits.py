@@ -58,15 +58,19 @@ class ConnectionCounts:
     def opened(self, client: bytes) -> Refusal | None:
         """Count a connection of `client`, empty for one that is not counted by its address. A refusal when it is one
         too many; it counts all the same, until it is closed."""
-        limits = self.limits
         self.total += 1
         mine = 0
         if client:
             mine = self._by_client[client] = self._by_client.get(client, 0) + 1
-        if self.total > limits.client_connections_max:
+        return self.refusal(self.total, mine)
+
+    def refusal(self, total: int, of_client: int) -> Refusal | None:
+        """Why a connection is one too many, when there are `total` with it, and `of_client` of its client."""
+        limits = self.limits
+        if total > limits.client_connections_max:
             detail = f"the gateway serves {limits.client_connections_max} connections, and these are taken"
             return Refusal("too-many-connections", 503, detail, Retry.SAFE)
-        if mine > limits.connections_per_client_max:
+        if of_client > limits.connections_per_client_max:
             detail = f"one client may hold {limits.connections_per_client_max} connections, and these are taken"
             return Refusal("too-many-connections-of-client", 429, detail, Retry.SAFE)
         return None

@@ -7,8 +7,9 @@ A snapshot is swapped by one assignment: requests that have begun finish by the 
 import asyncio
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 import structlog
 from quorate_core.clock import Clock, SystemClock
@@ -32,6 +33,21 @@ log = structlog.get_logger(__name__)
 SWEEP_INTERVAL_S = 0.25
 ACCEPT_BACKLOG = 2_048
 
+TakeConnection = Callable[[socket.socket], Awaitable[None]]
+"""Serves a connection that was accepted; done when it is opened. Raises OSError when it is gone."""
+
+
+class Acceptor(Protocol):
+    """Accepts connections, until it is closed."""
+
+    def start(self, backlog: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+MakeAcceptor = Callable[[socket.socket, TakeConnection, Callable[[], bool]], Acceptor]
+"""From a listener, what takes its connections, and whether that is full."""
+
 
 class DataPlane:
     """Serves `snapshot` to clients once started. `welcome` is what `GET /` answers when no route takes it;
@@ -45,6 +61,8 @@ class DataPlane:
         limits: ConnectionLimits = DEFAULT_LIMITS,
         trusted_proxies: Sequence[str] = (),
         zone: str = "",
+        connections: ConnectionCounts | None = None,
+        load: LoadShedder | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self.monotonic_s = clock.monotonic_s
@@ -53,31 +71,47 @@ class DataPlane:
         self.counters = PlaneCounters()
         self.welcome = welcome
         self.draining = False
-        self.load = LoadShedder()
+        self.load = load or LoadShedder()
         self.clients: set[ClientConnection] = set()
         self.limits = limits
-        self.connections = ConnectionCounts(limits)
+        # NB: not `or`, which would take other counts for those of nobody yet.
+        self.connections = connections or ConnectionCounts(limits)
         self.forwarding = Forwarding(trusted_proxies)
         self._tasks = tasks
         self._pools: dict[str, EndpointPool] = {}
         self.balancing = Balancing(clock.monotonic_s, zone)
-        self._server: asyncio.Server | TlsAcceptor | None = None
+        self._server: asyncio.Server | Acceptor | None = None
         self._last_client_left = asyncio.Event()
 
-    async def start(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
-        """Accept connections from `listener`, by TLS when there is a certificate."""
-        loop = asyncio.get_running_loop()
-        if certificate is None:
-            self._server = await loop.create_server(
-                lambda: ClientConnection(self), sock=listener, backlog=ACCEPT_BACKLOG
-            )
-        else:
-            self._server = TlsAcceptor(
+    async def start(
+        self,
+        listener: socket.socket,
+        certificate: Certificate | None = None,
+        make_acceptor: MakeAcceptor | None = None,
+    ) -> None:
+        """Accept connections from `listener`, by TLS when there is a certificate. `make_acceptor` is for a listener
+        that other processes accept from too."""
+        acceptor: Acceptor | None = None
+        if certificate is not None:
+            acceptor = handshakes = TlsAcceptor(
                 listener, certificate, lambda refusal: ClientConnection(self, refusal), self._tasks,
                 self.limits.head_timeout_s,
             )  # fmt: skip
-            self._server.start(ACCEPT_BACKLOG)
+            if make_acceptor is not None:
+                acceptor = make_acceptor(listener, handshakes.take, lambda: handshakes.is_full)
+        elif make_acceptor is not None:
+            acceptor = make_acceptor(listener, self._take, lambda: False)
+        if acceptor is None:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: ClientConnection(self), sock=listener, backlog=ACCEPT_BACKLOG
+            )
+        else:
+            self._server = acceptor
+            acceptor.start(ACCEPT_BACKLOG)
         self._tasks.start(self._sweep_forever(), "sweep")
+
+    async def _take(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: ClientConnection(self), connection)
 
     def swap(self, snapshot: Snapshot) -> None:
         """Serve by `snapshot` from now on."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from cryptography.x509 import load_pem_x509_certificates
 from quorate_core.errors import SettingsError
 from quorate_core.tasks import TaskOwner
 
@@ -44,11 +45,14 @@ class Certificate:
         self.key_file = key_file
         self._loaded = self._files()  # before they are read, so that a change meanwhile is not missed
         self.context = self._load()
+        self.not_after_s = self._read_not_after()
+        """When the certificate itself, not its chain, ends to be valid, in seconds since the Unix epoch."""
 
     def reload(self) -> None:
         """Use for new connections what the files hold now. Raises SettingsError, and keeps what there was."""
         files = self._files()
-        self.context = self._load()
+        context, not_after_s = self._load(), self._read_not_after()
+        self.context, self.not_after_s = context, not_after_s
         self._loaded = files
 
     @property
@@ -71,6 +75,13 @@ class Certificate:
             raise SettingsError(f"{files} cannot be used: {error.strerror or error}" if isinstance(error, OSError)
                                 else f"{files} cannot be used: {error}") from error  # fmt: skip
         return context
+
+    def _read_not_after(self) -> float:
+        try:
+            leaf = load_pem_x509_certificates(self.certificate_file.read_bytes())[0]
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"certificate {self.certificate_file} cannot be used: {error}") from error
+        return leaf.not_valid_after_utc.timestamp()
 
 
 class TlsAcceptor:
@@ -104,6 +115,16 @@ class TlsAcceptor:
         if self._accepting is not None:
             self._accepting.cancel()
         self._listener.close()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many handshakes run as may."""
+        return self._free.locked()
+
+    async def take(self, connection: socket.socket) -> None:
+        """One that somebody else has accepted; until its handshake is done."""
+        await self._free.acquire()
+        await self._shake_hands(connection)
 
     async def _accept_forever(self) -> None:
         loop = asyncio.get_running_loop()

@@ -102,10 +102,10 @@ class Tries:
         def _refuse(self, refusal: Refusal) -> None: ...
 
     def _first_endpoint(self, caller: Caller) -> Endpoint | None:
-        fields, route = self.head.fields, self.route
-        self._destination = route.choose_destination(fields, caller)
-        self._balance_key = route.balance_key(fields, caller)
-        return self._plane.balancing.pick(route, self._destination, (), self._balance_key)
+        route = self.route
+        destination = self._destination = route.only_destination or route.choose_destination(self.head.fields, caller)
+        key = self._balance_key = route.balance_key(self.head.fields, caller) if route.hashes else b""
+        return self._plane.balancing.pick(route, destination, (), key)
 
     def _next_endpoint(self, failure: Failure, now_s: float) -> Endpoint | None:
         """Where the request is to be tried again, after the last endpoint failed it; None when it is not to be. What
@@ -116,7 +116,10 @@ class Tries:
         if self._destination is None or not rule.allows(failure, self.head.method, self._retries):
             return None
         endpoint = self._plane.balancing.pick(self.route, self._destination, self._tried, self._balance_key)
-        if endpoint is None or not rule.budget.try_take(now_s):
+        if endpoint is None:
+            return None
+        if not rule.budget.try_take(now_s):
+            self.counters.retries_refused += 1
             return None
         self._retries += 1
         self.counters.retries += 1

@@ -60,6 +60,11 @@ class ControlPlane:
     def endpoints(self) -> tuple[str, ...]:
         return self._endpoints.urls
 
+    def use_token(self, token: str | None) -> None:
+        """For all calls that begin from now on; streams that are open keep theirs."""
+        self._client.headers.pop("authorization", None)
+        self._client.headers.update(_headers(token))
+
     async def request(
         self,
         method: str,

@@ -1,5 +1,6 @@
 """What limiters remember: bounded whatever the keys, never at the cost of those in use, and the same in any table."""
 
+import itertools
 import math
 import struct
 import tracemalloc
@@ -9,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quorate_gateway.workers.shared_memory import SharedMemory
+from quorate_gateway.workers.shared_table import TABLE_BYTES, SharedTables
 from quorate_resilience.limiters import (
     RECORD_FLOATS_MAX,
     FixedWindow,
@@ -72,6 +75,29 @@ STEPS = st.lists(
     st.tuples(st.sampled_from([0.0, 0.25, 0.5, 2.0, 8.0, 3_600.0]), st.sampled_from([b"a", b"b"]), st.integers(0, 3)),
     max_size=60,
 )
+
+
+@pytest.fixture(scope="module")
+def shared_tables() -> Iterator[Iterator[Table]]:
+    """One after the other, each empty, all in one memory as processes share it."""
+    memory = SharedMemory.create(TABLE_BYTES)
+    tables = SharedTables(memory)
+    yield (tables(b"limit %d" % number) for number in itertools.count())
+    memory.close()
+
+
+@pytest.mark.parametrize("name", OVER_TABLES)
+@given(steps=STEPS)
+def test_decisions_are_the_same_in_memory_that_processes_share(
+    shared_tables: Iterator[Table], name: str, steps: list[tuple[float, bytes, int]]
+) -> None:
+    table = next(shared_tables)
+    one, other, now_s = OVER_TABLES[name](LocalTable()), OVER_TABLES[name](table), 50.0
+    for passed_s, key, cost in steps:
+        now_s += passed_s
+        assert one.decide(key, now_s, cost) == other.decide(key, now_s, cost)
+        # The other one may still have what has expired.
+        assert {*one.emptiest(now_s, 5)} <= {*other.emptiest(now_s, 5)}
 
 
 @pytest.mark.parametrize("name", OVER_TABLES)
