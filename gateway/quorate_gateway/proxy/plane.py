@@ -75,7 +75,7 @@ class DataPlane:
         self.clients: set[ClientConnection] = set()
         self.limits = limits
         # NB: not `or`, which would take other counts for those of nobody yet.
-        self.connections = connections or ConnectionCounts(limits)
+        self.connections = ConnectionCounts(limits) if connections is None else connections
         self.forwarding = Forwarding(trusted_proxies)
         self._tasks = tasks
         self._pools: dict[str, EndpointPool] = {}
