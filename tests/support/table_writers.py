@@ -1,6 +1,6 @@
 """Processes that write to a table in shared memory: `python table_writers.py WHAT DESCRIPTOR [COUNT]`.
 
-count       add COUNT to one record, one by one
+count       say that it is there; when it is told to, add COUNT to one record, one by one
 wholes      write records whose floats are all the same number, counting up, until somebody kills it
 hold        take the lock of a key, say so, and keep it
 crash       for each line of a write: begin one, and be killed by SIGKILL before that line; say what is read then
@@ -103,6 +103,8 @@ def main(what: str, descriptor: int, count: int) -> None:
     tables = SharedTables(SharedMemory(descriptor))
     table = tables(IDENTITY)
     if what == "count":
+        say("ready")
+        sys.stdin.readline()
         add(table, count)
         say("done")
     elif what == "wholes":

@@ -57,7 +57,7 @@ def writer(memory: SharedMemory, what: str, count: int = 0) -> Iterator[subproce
     """A process that has the memory; what is left of it at the end is killed."""
     process = subprocess.Popen(
         [sys.executable, str(PROGRAM), what, str(memory.descriptor), str(count)],
-        stdout=subprocess.PIPE, text=True, pass_fds=(memory.descriptor,),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=(memory.descriptor,),
     )  # fmt: skip
     try:
         yield process
@@ -179,13 +179,22 @@ def test_keys_are_counted_anew_after_a_while(own_memory: SharedMemory) -> None:
 
 
 def test_what_several_processes_add_is_exactly_the_sum(own_memory: SharedMemory) -> None:
-    count = 5_000
+    """They begin together, and take longer than it takes to begin: without the locks, many would be lost."""
+    count = 20_000
     with (
         writer(own_memory, "count", count) as one,
         writer(own_memory, "count", count) as other,
         writer(own_memory, "count", count) as third,
     ):
-        for process in (one, other, third):
+        processes = (one, other, third)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
             assert process.communicate(timeout=WAIT_S_MAX)[0] == "done\n"
     assert get(SharedTables(own_memory)(IDENTITY), KEY) == (3.0 * count,)
 
