@@ -3,6 +3,7 @@
 import resource
 
 import structlog
+from quorate_core.errors import SettingsError
 from quorate_core.tasks import TaskOwner
 from quorate_resilience.shedding import LoadShedder
 
@@ -39,7 +40,10 @@ def connection_limits(settings: WorkerSettings) -> ConnectionLimits:
 
 def compile_context(settings: WorkerSettings, tasks: TaskOwner, tables: TableOf | None = None) -> CompileContext:
     """`tables` are for limits that several processes count together. Raises SettingsError for a bad `redis_url`."""
-    shared = None if settings.redis_url is None else SharedLimits(settings.redis_url, tasks)
+    try:
+        shared = None if settings.redis_url is None else SharedLimits(settings.redis_url, tasks)
+    except SettingsError as error:
+        raise SettingsError(f"--redis-url (or QUORATE_GATEWAY_REDIS_URL): {error.detail}") from error
     return CompileContext(shared_limits=shared, limit_tables=tables, zone=settings.zone)
 
 

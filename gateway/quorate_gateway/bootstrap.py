@@ -65,6 +65,7 @@ class Serving:
 async def main(stop: Stop) -> None:
     settings = GatewaySettings.from_command_line("quorate-gateway")
     configure_logs(settings.name, settings.log_format, settings.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again; else it would end us
     # NB: what is pushed last ends first: the data plane drains while its routes are still kept up to date.
     async with AsyncExitStack() as ends:
         await _start(settings, stop, ends)

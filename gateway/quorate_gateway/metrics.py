@@ -132,7 +132,7 @@ class GatewayCollector(Collector):
     def _load(self) -> Iterable[Metric]:
         load = self._served.totals.load
         shed = _counter("requests_shed", "Requests refused for want of room, by priority", "priority")
-        limits = _gauge("requests_active_limit", "Requests in progress from which a priority is refused", "priority")
+        limits = _gauge("requests_active_limit", "Requests in progress above which a priority is refused", "priority")
         for priority in Priority:
             shed.add_metric([priority.name.lower()], load.refused[priority])
             limits.add_metric([priority.name.lower()], load.limits[priority])

@@ -29,11 +29,13 @@ class Reloads:
         use_token: Callable[[str], None],
         certificate: Certificate | None,
         reloaded: Callable[[], None],
+        interval_s: float = CERTIFICATE_INTERVAL_S,
     ) -> None:
         self._token_file = token_file
         self._use_token = use_token
         self._certificate = certificate
         self._reloaded = reloaded
+        self._interval_s = interval_s
 
     def read_again(self) -> None:
         """Everything."""
@@ -50,7 +52,7 @@ class Reloads:
         """Reload it whenever its files have changed."""
         certificate = self._certificate
         while certificate is not None:
-            await asyncio.sleep(CERTIFICATE_INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
             if certificate.has_changed:
                 self._reload(certificate)
 

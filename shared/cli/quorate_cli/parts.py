@@ -113,18 +113,25 @@ class Platform:
         return f"http://{self.gateway.health_address}"
 
 
-def plan_platform(layout: Layout, cluster: Cluster, ports: Ports, orders: int, inventories: int) -> Platform:
-    """Every part with its command line. `ports.services` has one port for each order and inventory instance."""
+def plan_platform(
+    layout: Layout, cluster: Cluster, ports: Ports, orders: int, inventories: int, gateway_workers: int | None = None
+) -> Platform:
+    """Every part with its command line. `ports.services` has one port for each order and inventory instance; without
+    `gateway_workers`, the gateway goes by its environment."""
     nodes = tuple(
         _node(layout, cluster, ports, at) for at in range(cluster.nodes) if node_name(at) not in cluster.removed_nodes
     )
     common = ("--endpoints", ",".join(node.url for node in nodes), "--token-file", str(layout.token_file),
               "--namespace", NAMESPACE)  # fmt: skip
     admin = _at(ports.admin)
+    workers = () if gateway_workers is None else ("--workers", str(gateway_workers))
     gateway = Part(
         name="gateway", kind=PartKind.GATEWAY, address_flag="--listen", address=_at(ports.gateway),
         health_address=admin,
-        arguments=("--name", "gateway", "--data-dir", str(layout.data_dir / "gateway"), "--admin", str(admin), *common),
+        arguments=(
+            "--name", "gateway", "--data-dir", str(layout.data_dir / "gateway"), "--admin", str(admin), *workers,
+            *common,
+        ),
     )  # fmt: skip
     wanted = [(PartKind.ORDER, at) for at in range(1, orders + 1)]
     wanted += [(PartKind.INVENTORY, at) for at in range(1, inventories + 1)]

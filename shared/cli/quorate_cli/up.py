@@ -53,12 +53,16 @@ def up(
     ports: Annotated[PortChoice, typer.Option(help="'auto' takes ports that are free.")] = PortChoice.FIXED,
     gateway_port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8080,
     admin_port: Annotated[int, typer.Option(help="Port of the gateway's admin API.")] = 8090,
+    gateway_workers: Annotated[
+        int | None, typer.Option(help="Processes of the gateway that serve clients.", min=1, max=15, show_default="1")
+    ] = None,
     http_port: Annotated[int, typer.Option(help="HTTP port of the first node; the others count on from it.")] = 8501,
     peer_port: Annotated[int, typer.Option(help="Raft port of the first node; the others count on from it.")] = 7501,
 ) -> None:
     """Start the whole platform here, and keep it running until Ctrl-C.
 
-    Data stays in .quorate/ and is found again by the next start. A part that dies is restarted.
+    Data stays in .quorate/ and is found again by the next start. A part that dies is restarted. The environment reaches
+    all parts: QUORATE_GATEWAY_REDIS_URL and the like are the gateway's.
     """
     if nodes is not None and nodes not in NODE_COUNTS:
         raise typer.BadParameter("a cluster has 1, 3 or 5 nodes", param_hint="--nodes")
@@ -76,7 +80,7 @@ def up(
         chosen = _choose_ports(
             cluster.nodes, orders + inventories, ports, (http_port, peer_port, gateway_port, admin_port)
         )
-        platform = plan_platform(layout, cluster, chosen, orders, inventories)
+        platform = plan_platform(layout, cluster, chosen, orders, inventories, gateway_workers)
         code = asyncio.run(_run(layout, cluster, platform))
     finally:
         lock.release()

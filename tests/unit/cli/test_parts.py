@@ -100,3 +100,12 @@ def test_no_secret_is_on_a_command_line(platform: Platform) -> None:
             if "secret" in option or "token" in option:
                 assert option.endswith("-file")
                 assert Path(value).parent == LAYOUT.root
+
+
+def test_the_gateway_has_as_many_workers_as_are_asked_for_and_else_goes_by_its_environment(
+    platform: Platform,
+) -> None:
+    assert "--workers" not in platform.gateway.arguments
+    asked = plan_platform(LAYOUT, Cluster("c-1", 1), PORTS, orders=2, inventories=1, gateway_workers=3)
+    arguments = asked.gateway.arguments
+    assert arguments[arguments.index("--workers") + 1] == "3"
