@@ -6,10 +6,13 @@ socket whoever is free takes the next, so that a worker that is stopped, killed 
 that it had not accepted itself.
 
 Left to themselves, the worker that wakes first would take most of the connections, and keep them. So each takes one
-connection in a turn of its event loop, which leaves more to those that have less to do; and one that has more
-connections than another lets that one go first: it looks again after PAUSE_S for each that it is ahead, at most after
-PAUSE_S_MAX, and takes one that is still there, since the other may be busy. While the other does not get on at all, it
-takes twice as many each time, up to TAKEN_AT_ONCE_MAX: a worker that is stopped slows nobody down for long.
+connection in a turn of its event loop, which leaves more to those that have less to do; one that is behind takes what
+it is behind; and one that is ahead of another by more than SLACK, and a part of what that one has, lets it go first:
+it looks again after PAUSE_S for each that it is further ahead, at most after PAUSE_S_MAX, and takes one that is still
+there, since the other may be busy. While the other does not get on at all, it takes twice as many each time, up to
+TAKEN_AT_ONCE_MAX: a worker that is stopped slows nobody down for long.
+
+Without the slack, many clients that come at once would be let in one by one, as the busier worker gets its turns.
 """
 
 import asyncio
@@ -23,6 +26,9 @@ from quorate_core.tasks import TaskOwner
 from quorate_gateway.proxy.plane import TakeConnection
 from quorate_gateway.workers.shared_memory import SharedMemory
 
+SLACK = 2
+SLACK_DIVISOR = 8
+"""One may be ahead by SLACK, and by an eighth of what the other has."""
 PAUSE_S = 0.002
 PAUSE_S_MAX = 0.02
 """What a new connection waits for at most, while a worker with fewer has no processor."""
@@ -82,15 +88,16 @@ class SharedAcceptor:
         self._listener.close()
 
     def _readable(self) -> None:
-        fewest = self._memory.fewest_connections()
-        ahead = self._connections() + self._opening - fewest
-        if ahead <= 0:
+        fewest, most = self._memory.fewest_and_most_connections()
+        mine = self._connections() + self._opening
+        too_far = mine - fewest - SLACK - fewest // SLACK_DIVISOR
+        if too_far <= 0:
             self._turn = 1
-            self._accept()
+            self._accept_up_to(min(max(most - mine, 1), TAKEN_AT_ONCE_MAX))
             return
         if fewest != self._fewest:
             self._fewest, self._turn = fewest, 1
-        self._pause(min(ahead * PAUSE_S, PAUSE_S_MAX))
+        self._pause(min(too_far * PAUSE_S, PAUSE_S_MAX))
 
     def _pause(self, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -100,10 +107,13 @@ class SharedAcceptor:
     def _go_on(self) -> None:
         self._timer = None
         asyncio.get_running_loop().add_reader(self._listener, self._readable)
-        for _ in range(self._turn):
+        self._accept_up_to(self._turn)
+        self._turn = min(2 * self._turn, TAKEN_AT_ONCE_MAX)
+
+    def _accept_up_to(self, count: int) -> None:
+        for _ in range(count):
             if not self._accept():
                 break
-        self._turn = min(2 * self._turn, TAKEN_AT_ONCE_MAX)
 
     def _accept(self) -> bool:
         """Whether there was a connection."""

@@ -149,8 +149,12 @@ class Fleet:
         missing = [str(number) for number in range(1, self._settings.workers + 1) if number not in self._has_served]
         if missing:
             return f"these workers do not serve yet: {', '.join(missing)}"
-        if not any(worker.state is WorkerState.SERVING for worker in self._workers.values()):
+        serving = [worker for worker in self._workers.values() if worker.state is WorkerState.SERVING]
+        if not serving:
             return "no worker serves now"
+        unrouted = [str(worker.number) for worker in serving if not worker.feed.applied]
+        if unrouted:
+            return f"these workers have no routes yet: {', '.join(unrouted)}"
         return None
 
     async def _keep(self, number: int) -> None:

@@ -68,9 +68,10 @@ class SharedMemory:
     def connections_of_all(self) -> int:
         return sum(count if count >= 0 else AWAY - count for count in self._counts.tolist())
 
-    def fewest_connections(self) -> int:
-        """Of a worker that accepts; 0 when none does."""
-        return min((count for count in self._counts.tolist() if count >= 0), default=0)
+    def fewest_and_most_connections(self) -> tuple[int, int]:
+        """Of workers that accept; zeros when none does."""
+        accepting = [count for count in self._counts.tolist() if count >= 0]
+        return min(accepting, default=0), max(accepting, default=0)
 
     def close(self) -> None:
         self._counts.release()

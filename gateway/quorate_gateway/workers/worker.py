@@ -1,10 +1,11 @@
 """A worker: a data plane that serves what the first process tells it, and says what it counts.
 
 Theory of operation. It is *set up* by the first message; then it follows updates. It *serves* as soon as it has the
-snapshot of the moment, or at once while nobody has one yet. It *drains* on SIGTERM, when the first process has gone,
-and when the lifeline ends: it accepts nothing more, answers what it has, says what it has counted, and goes; its
-routes are kept up to date meanwhile. It has no other way back: whatever is wrong with it ends it, and the first process
-makes another one.
+snapshot of the moment; when the first process had none either as it started this one, it waits FIRST_UPDATE_S_MAX for
+it, and then serves without, which is to say so to every client. It *drains* on SIGTERM, when the first process has
+gone, and when the lifeline ends: it accepts nothing more, answers what it has, says what it has counted, and goes; its
+routes are kept up to date meanwhile. It has no other way back: whatever is wrong with it ends it, and the first
+process makes another one.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from quorate_gateway.proxy.plane import TakeConnection
 from quorate_gateway.proxy.tls import Certificate
 from quorate_gateway.served import LocalPlane
 from quorate_gateway.settings import WorkerSettings
+from quorate_gateway.snapshot import EMPTY
 from quorate_gateway.workers.accepting import SharedAcceptor
 from quorate_gateway.workers.channel import Channel
 from quorate_gateway.workers.followed import Followed
@@ -46,6 +48,8 @@ from quorate_gateway.workers.shared_table import SharedTables
 
 REPORT_INTERVAL_S = 0.25
 LAST_REPORT_S_MAX = 0.25
+FIRST_UPDATE_S_MAX = 1.0
+"""How long a worker that was started without a snapshot waits for one: the first process may just be reading it."""
 TOKEN_KEYS_S_MAX = 2.0
 """How long a worker that replaces another waits for the keys of tokens before it serves."""
 
@@ -91,6 +95,8 @@ class Worker:
         self._context = compile_context(settings, tasks, tables)
         self._followed = Followed(self._plane.swap, self._context, self._plane.monotonic_s)
         self._reporter = Reporter(LocalPlane(self._plane, self._context.shared_limits))
+        self._coming: asyncio.Task[ToWorker | None] | None = None
+        """The next message, when somebody waits for it already."""
         self._certificate: Certificate | None = None
         if settings.tls_certificate_file is not None and settings.tls_key_file is not None:
             self._certificate = Certificate(settings.tls_certificate_file, settings.tls_key_file)
@@ -102,8 +108,7 @@ class Worker:
             shared.start()
             ends.push_async_callback(shared.close)
         self._context.tokens.start(self._tasks)
-        if self._setup.has_snapshot:
-            await self._take_first()
+        await self._take_first()
         await self._plane.start(listener, self._certificate, self._acceptor)
         self._connections.publish()
         ends.push_async_callback(self._report_last)
@@ -116,26 +121,44 @@ class Worker:
 
     async def follow(self) -> None:
         """Do what the first process says, until it has gone."""
-        while (message := await _receive(self._channel)) is not None:
-            match message:
-                case Update():
-                    await self._followed.take(message)
-                    self._tell(Applied(message.number))
-                case Ask():
-                    self._tell(self._reporter.report(message.number))
-                case ReloadCertificate():
-                    self._tell(Reloaded(self._reload()))
-                case Setup():
-                    raise InvariantViolation("a worker is set up once")
+        while (message := await self._next_message()) is not None:
+            await self._do(message)
+
+    async def _next_message(self) -> ToWorker | None:
+        """None when the first process has gone."""
+        if self._coming is None:
+            return await _receive(self._channel)
+        message = await self._coming
+        self._coming = None
+        return message
+
+    async def _do(self, message: ToWorker) -> None:
+        match message:
+            case Update():
+                await self._followed.take(message)
+                self._tell(Applied(message.number))
+            case Ask():
+                self._tell(self._reporter.report(message.number))
+            case ReloadCertificate():
+                self._tell(Reloaded(self._reload()))
+            case Setup():
+                raise InvariantViolation("a worker is set up once")
 
     async def _take_first(self) -> None:
-        first = await _receive(self._channel)
-        if first is None:
-            return
-        if not isinstance(first, Update):
-            raise InvariantViolation(f"a worker waits for a snapshot, and is told {type(first).__name__}")
-        await self._followed.take(first)
-        self._tell(Applied(first.number))
+        """The first snapshot, and with it the keys of tokens, unless there is none yet."""
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + FIRST_UPDATE_S_MAX
+        while self._followed.snapshot is EMPTY:
+            # NB: the waiting may be given up, but not the message, of which a part may have been read.
+            self._coming = self._tasks.start(_receive(self._channel), "first-message")
+            left_s = None if self._setup.has_snapshot else max(0.0, ends_s - loop.time())
+            await asyncio.wait({self._coming}, timeout=left_s)
+            if not self._coming.done():
+                return
+            message = await self._next_message()
+            if message is None:
+                return
+            await self._do(message)
         try:
             async with asyncio.timeout(TOKEN_KEYS_S_MAX):
                 await self._context.tokens.until_fetched()

@@ -80,19 +80,19 @@ def test_a_worker_that_does_not_accept_counts_and_is_not_waited_for(memory: Shar
     one.opened(b"a")
     other.opened(b"a")
     other.opened(b"b")
-    assert memory.fewest_connections() == 1
+    assert memory.fewest_and_most_connections() == (1, 2)
     one.leave()
-    assert memory.fewest_connections() == 2
+    assert memory.fewest_and_most_connections() == (2, 2)
     assert memory.connections_of_all() == 3
     one.closed(b"a")
     assert memory.connections_of_all() == 2
     memory.set_away(2)  # it is stopped
-    assert memory.fewest_connections() == 0
+    assert memory.fewest_and_most_connections() == (0, 0)
     assert (memory.connections(2), memory.connections_of_all()) == (2, 2)
     memory.set_away(2)
     assert memory.connections(2) == 2
     other.publish()  # it is back
-    assert memory.fewest_connections() == 2
+    assert memory.fewest_and_most_connections() == (2, 2)
     for number in (1, 2):
         end(memory, number)
 
