@@ -301,7 +301,7 @@ class Fleet:
 
     @property
     def redis(self) -> RedisReport | None:
-        return merge_redis([tally.redis for tally in self._tallies if tally.redis is not None])
+        return merge_redis([tally.redis for tally in self._tallies if tally.redis is not None], self._departed.redis)
 
     @property
     def workers(self) -> Sequence[WorkerReport]:

@@ -90,13 +90,14 @@ def sum_totals(reports: Sequence[Totals]) -> Totals:
     )  # fmt: skip
 
 
-def merge_redis(reports: Sequence[RedisReport]) -> RedisReport | None:
-    """Up when it is for all of them."""
-    if not reports:
+def merge_redis(reports: Sequence[RedisReport], departed: RedisReport | None = None) -> RedisReport | None:
+    """Up when it is for all of `reports`; of `departed`, only what it had counted counts."""
+    counted = [*reports, departed] if departed is not None else reports
+    if not counted:
         return None
     return RedisReport(
-        all(one.is_up for one in reports), sum(one.answered for one in reports), sum(one.late for one in reports),
-        sum(one.errors for one in reports), sum(one.times_down for one in reports),
+        bool(reports) and all(one.is_up for one in reports), sum(one.answered for one in counted),
+        sum(one.late for one in counted), sum(one.errors for one in counted), sum(one.times_down for one in counted),
     )  # fmt: skip
 
 

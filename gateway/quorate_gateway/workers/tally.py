@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from quorate_gateway.matching import CompiledRoute
 from quorate_gateway.served import BreakerReport, LimitReport, RedisReport, RouteReport, Totals
 from quorate_gateway.snapshot import Snapshot
-from quorate_gateway.workers.merging import by_name, keep_counted, merge_breakers, of_departed, sum_limits, sum_totals
+from quorate_gateway.workers.merging import (
+    by_name,
+    keep_counted,
+    merge_breakers,
+    merge_redis,
+    of_departed,
+    sum_limits,
+    sum_totals,
+)
 from quorate_gateway.workers.messages import Details, Report
 
 NO_DETAILS = Details({}, {}, [])
@@ -50,10 +58,12 @@ class Departed:
         self.routes: dict[str, RouteReport] = {}
         self.limits: dict[str, LimitReport] = {}
         self.breakers: dict[str, BreakerReport] = {}
+        self.redis: RedisReport | None = None
         self._snapshot_routes: Mapping[str, CompiledRoute] = {}
 
     def add(self, gone: Tally) -> None:
         self.totals = sum_totals([self.totals, of_departed(gone.totals)])
+        self.redis = merge_redis([one for one in (self.redis, gone.redis) if one is not None])
         counted = {name: keep_counted(report) for name, report in gone.routes.items() if name in self._snapshot_routes}
         self.routes = by_name([self.routes, counted])
         for name, route in self._snapshot_routes.items():

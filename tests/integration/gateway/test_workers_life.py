@@ -202,6 +202,24 @@ def test_it_is_ready_only_once_all_workers_serve(tmp_path: Path) -> None:
         assert len(looks) > 1, "it was asked before it was ready too"
 
 
+def is_ready(stack: GatewayStack) -> bool:
+    return stack.http.get(f"http://127.0.0.1:{stack.admin_port}/readyz").status_code == 200
+
+
+async def test_whoever_comes_as_soon_as_it_is_ready_is_routed_by_every_worker(tmp_path: Path) -> None:
+    with gateway_stack(tmp_path, *WORKERS) as stack:
+        async with Upstream() as upstream:
+            await lead(stack, upstream)
+            assert await asyncio.to_thread(stack.stop) == 0
+            await asyncio.to_thread(stack.start, *WORKERS)
+            await asyncio.to_thread(until, "it is ready", lambda: is_ready(stack))
+            found = [await connect(stack) for _ in range(24)]
+            assert await statuses(found, "/orders") == [200] * 24
+            assert set(owners(stack).values()) == {1, 2}
+            for client in found:
+                client.reset()
+
+
 def served(stack: GatewayStack) -> int:
     """How many times a worker has served, by what the first process says."""
     return len(re.findall(r"worker_serves .*pid=", stack.log))

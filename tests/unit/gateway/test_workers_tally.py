@@ -2,8 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from quorate_gateway.served import BreakerReport, LimitReport, RouteReport, Totals
-from quorate_gateway.workers.merging import by_name, merge_breakers, sum_totals
+from quorate_gateway.served import BreakerReport, LimitReport, RedisReport, RouteReport, Totals
+from quorate_gateway.workers.merging import by_name, merge_breakers, merge_redis, sum_totals
 from quorate_gateway.workers.messages import Report
 from quorate_gateway.workers.tally import Departed, Tally
 from quorate_resilience import BreakerState
@@ -28,7 +28,7 @@ def report(ended: int, active: int = 0) -> Report:
     return Report(
         0, Totals(connections=active, accepted=ended, refusals={"no-route": ended}),
         {"orders": route_report(ended, active)}, {"orders": LimitReport(ended, ended, 0, active, 0)},
-        {"orders": breaker_report(BreakerState.CLOSED, ended)}, [], None, 1, 1.0,
+        {"orders": breaker_report(BreakerState.CLOSED, ended)}, [], RedisReport(True, ended, 0, 0), 1, 1.0,
     )  # fmt: skip
 
 
@@ -48,6 +48,9 @@ def test_sums_never_go_back_and_lose_only_what_was_never_reported(steps: list[tu
         routes = by_name([departed.routes, *(tally.routes for tally in tallies)])
         assert totals.accepted == expected
         assert totals.refusals.get("no-route", 0) == expected
+        redis = merge_redis([tally.redis for tally in tallies if tally.redis is not None], departed.redis)
+        assert (0 if redis is None else redis.answered) == expected
+        assert redis is None or redis.is_up == any(tally.redis is not None for tally in tallies), "by the living alone"
         assert totals.connections == sum(bool(tally.routes) for tally in tallies), "of the living alone"
         if "orders" in routes:
             assert routes["orders"].ended[2] == routes["orders"].retries == expected
