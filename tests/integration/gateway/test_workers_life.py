@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -202,22 +203,19 @@ def test_it_is_ready_only_once_all_workers_serve(tmp_path: Path) -> None:
         assert len(looks) > 1, "it was asked before it was ready too"
 
 
-def is_ready(stack: GatewayStack) -> bool:
-    return stack.http.get(f"http://127.0.0.1:{stack.admin_port}/readyz").status_code == 200
-
-
-async def test_whoever_comes_as_soon_as_it_is_ready_is_routed_by_every_worker(tmp_path: Path) -> None:
+async def test_whoever_comes_as_soon_as_a_worker_listens_is_routed(tmp_path: Path) -> None:
     with gateway_stack(tmp_path, *WORKERS) as stack:
-        async with Upstream() as upstream:
+        async with Upstream() as upstream, TaskOwner("starts") as tasks:
             await lead(stack, upstream)
             assert await asyncio.to_thread(stack.stop) == 0
-            await asyncio.to_thread(stack.start, *WORKERS)
-            await asyncio.to_thread(until, "it is ready", lambda: is_ready(stack))
+            shutil.rmtree(stack.folder / "gateway")  # or it would begin with the routes that it had
+            starting = tasks.start(asyncio.to_thread(stack.start, *WORKERS), "starts")
+            await asyncio.to_thread(until, "a worker listens", lambda: not is_refused(stack.port))
             found = [await connect(stack) for _ in range(24)]
             assert await statuses(found, "/orders") == [200] * 24
-            assert set(owners(stack).values()) == {1, 2}
             for client in found:
                 client.reset()
+            await starting
 
 
 def served(stack: GatewayStack) -> int:
