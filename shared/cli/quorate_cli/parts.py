@@ -48,6 +48,8 @@ class Part:
     health_address: HostPort
     may_move: bool = False
     retired_mark: Path | None = None
+    scheme: str = "http"
+    """Of what is at `address`."""
 
     @property
     def is_retired(self) -> bool:
@@ -55,7 +57,7 @@ class Part:
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     @property
     def ready_url(self) -> str:
@@ -114,10 +116,11 @@ class Platform:
 
 
 def plan_platform(
-    layout: Layout, cluster: Cluster, ports: Ports, orders: int, inventories: int, gateway_workers: int | None = None
-) -> Platform:
+    layout: Layout, cluster: Cluster, ports: Ports, orders: int, inventories: int, gateway_workers: int | None = None,
+    gateway_scheme: str = "http",
+) -> Platform:  # fmt: skip
     """Every part with its command line. `ports.services` has one port for each order and inventory instance; without
-    `gateway_workers`, the gateway goes by its environment."""
+    `gateway_workers`, the gateway goes by its environment, of which `gateway_scheme` follows too."""
     nodes = tuple(
         _node(layout, cluster, ports, at) for at in range(cluster.nodes) if node_name(at) not in cluster.removed_nodes
     )
@@ -132,6 +135,7 @@ def plan_platform(
             "--name", "gateway", "--data-dir", str(layout.data_dir / "gateway"), "--admin", str(admin), *workers,
             *common,
         ),
+        scheme=gateway_scheme,
     )  # fmt: skip
     wanted = [(PartKind.ORDER, at) for at in range(1, orders + 1)]
     wanted += [(PartKind.INVENTORY, at) for at in range(1, inventories + 1)]

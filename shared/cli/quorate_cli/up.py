@@ -7,6 +7,7 @@ where is written to `run/state.json`, whose shape `run_state` documents.
 import asyncio
 import contextlib
 import datetime
+import os
 import random
 import signal
 import time
@@ -33,6 +34,7 @@ from quorate_cli.tables import parts_table, show
 
 LEFTOVER_WAIT_S = LIFELINE_GRACE_S + 2.0
 LEFTOVER_CHECK_INTERVAL_S = 0.1
+GATEWAY_TLS_VARIABLE = "QUORATE_GATEWAY_TLS_CERTIFICATE_FILE"
 
 app = typer.Typer(add_completion=False)
 
@@ -80,7 +82,9 @@ def up(
         chosen = _choose_ports(
             cluster.nodes, orders + inventories, ports, (http_port, peer_port, gateway_port, admin_port)
         )
-        platform = plan_platform(layout, cluster, chosen, orders, inventories, gateway_workers)
+        platform = plan_platform(
+            layout, cluster, chosen, orders, inventories, gateway_workers, "https" if _has_gateway_tls() else "http"
+        )
         code = asyncio.run(_run(layout, cluster, platform))
     finally:
         lock.release()
@@ -214,6 +218,11 @@ def _show_platform(run: PlatformRun, platform: Platform) -> None:
     without = f", without {missing}; it is tried again and again" if missing else ""
     _say(f"Ready after {run.elapsed_s:.1f} s{without}. Place an order:\n\n  {order_command(platform.gateway.url)}\n")
     _say("Ctrl-C stops everything; quorate logs, services, cluster status and config tell more.")
+
+
+def _has_gateway_tls() -> bool:
+    """Whether the environment, which every part inherits, gives the gateway a certificate."""
+    return bool(os.environ.get(GATEWAY_TLS_VARIABLE))
 
 
 def order_command(gateway_url: str) -> str:

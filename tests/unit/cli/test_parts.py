@@ -109,3 +109,11 @@ def test_the_gateway_has_as_many_workers_as_are_asked_for_and_else_goes_by_its_e
     asked = plan_platform(LAYOUT, Cluster("c-1", 1), PORTS, orders=2, inventories=1, gateway_workers=3)
     arguments = asked.gateway.arguments
     assert arguments[arguments.index("--workers") + 1] == "3"
+
+
+def test_what_is_said_of_the_gateway_is_where_it_is_asked_for_and_its_health_stays_plain(platform: Platform) -> None:
+    assert platform.gateway.url == f"http://{platform.gateway.address}"
+    secured = plan_platform(LAYOUT, Cluster("c-1", 1), PORTS, orders=2, inventories=1, gateway_scheme="https")
+    assert secured.gateway.url == f"https://{platform.gateway.address}"
+    assert secured.gateway.ready_url == platform.gateway.ready_url
+    assert secured.admin_url == platform.admin_url
