@@ -126,7 +126,7 @@ class FilledCluster:
             raise BenchmarkFailed(f"{figures.requests} keys were put, and not {self._keys}")
         yield "fill: keys/s", figures.requests_per_s
         yield "fill: transaction of 100 puts, p99 ms", figures.p99_ms
-        yield from _pause_readings("fill", pauses)
+        yield from pause_readings("fill", pauses)
         self._must_hold_all()
 
     def _cost(self) -> Quantities:
@@ -145,7 +145,7 @@ class FilledCluster:
         yield "snapshot: s", figures.duration_s
         yield "snapshot: MiB", figures.extra["bytes"] / _MIB
         yield "snapshot: slowest put meanwhile, ms", longest_ms[0]
-        yield from _pause_readings("snapshot", pauses)
+        yield from pause_readings("snapshot", pauses)
 
     def _catch_up(self) -> Quantities:
         number = (self._leader + 1) % MEMBERS
@@ -156,7 +156,7 @@ class FilledCluster:
             took_s = self._start_and_wait([number])
         yield "catch-up of a follower that missed every key: s", took_s
         yield "catch-up: slowest put meanwhile, ms", longest_ms[0]
-        yield from _pause_readings("catch-up", pauses)
+        yield from pause_readings("catch-up", pauses)
         self._must_hold_all()
 
     def _compact(self) -> Quantities:
@@ -171,7 +171,7 @@ class FilledCluster:
         yield "compaction of all history: answered after s", answered_s
         yield "compaction of all history: members at rest after s", idle_s
         yield "compaction: slowest put meanwhile, ms", longest_ms[0]
-        yield from _pause_readings("compaction", pauses)
+        yield from pause_readings("compaction", pauses)
         self._must_hold_all()
 
     def _restart_follower(self) -> Quantities:
@@ -278,7 +278,8 @@ class FilledCluster:
         return used_s / (time.perf_counter() - began_s)
 
 
-def _pause_readings(stage: str, pauses: Sequence[Pauses]) -> Quantities:
+def pause_readings(stage: str, pauses: Sequence[Pauses]) -> Quantities:
+    """What a stage says of the pauses of the leader's loop; nothing where there is no such loop."""
     for each in pauses:
         yield f"{stage}: pauses of the leader's loop over {PAUSE_S_MAX * 1e3:.0f} ms", each.longer_than(PAUSE_S_MAX)
         yield f"{stage}: all pauses of the leader's loop within ms", each.all_within_s * 1e3

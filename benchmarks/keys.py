@@ -31,12 +31,13 @@ class Reading:
 
 @dataclass
 class KeysResults:
-    """`quantities` are in the order in which they were read first."""
+    """`quantities` are in the order in which they were read first. `keys`: how many there are of `what`."""
 
     keys: int
     readings: list[Reading] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    what: str = "keys"
 
     @property
     def quantities(self) -> list[str]:

@@ -14,6 +14,10 @@ KEYS_QUICK = 50_000
 KEYS_FULL = 1_000_000
 KEYS_MIN = 1_000
 KEYS_MAX = 10_000_000
+INSTANCES_QUICK = 10_000
+INSTANCES_FULL = 100_000
+INSTANCES_MIN = 100
+INSTANCES_MAX = 1_000_000
 SECONDS_MAX = 600
 ROUNDS_MAX = 100
 CORES_USED = 2
@@ -22,7 +26,8 @@ CORES_USED = 2
 @dataclass(frozen=True)
 class Options:
     """`only` names contenders, and `loads` are parts of the names of loads; empty means all. `profile` takes a profile
-    of ours after the rounds. `keys` is how many the store is filled with where that is what is measured."""
+    of ours after the rounds. `keys` and `instances` are how many a store or a registry is filled with, where that is
+    what is measured."""
 
     scenarios: tuple[str, ...]
     timing: Timing
@@ -35,6 +40,7 @@ class Options:
     write: bool
     profile: bool
     json_file: Path | None
+    instances: int = INSTANCES_QUICK
 
     def timing_of(self, full_measure_s: int | None) -> Timing:
         """That of a scenario whose measurements in the full run take so long, where it is not everybody's time."""
@@ -66,6 +72,7 @@ def parse_options(arguments: Sequence[str], scenarios: Mapping[str, str], conten
         are_seconds_given=parsed.seconds is not None, is_full=parsed.full, only=only, loads=tuple(parsed.load),
         keys=parsed.keys or (KEYS_FULL if parsed.full else KEYS_QUICK), cores=cores, write=parsed.write,
         profile=parsed.profile, json_file=parsed.json,
+        instances=parsed.instances or (INSTANCES_FULL if parsed.full else INSTANCES_QUICK),
     )  # fmt: skip
 
 
@@ -86,6 +93,10 @@ def _parser(scenarios: Mapping[str, str], contenders: Sequence[str]) -> argparse
     add("--only", default="", help=f"contenders, with commas between: {', '.join(contenders)}")
     add("--load", action="append", default=[], help="only loads with this in their name ('put, 64'); repeat for more")
     add("--keys", type=_between(KEYS_MIN, KEYS_MAX), help=f"of the scenario keys: {KEYS_QUICK:,}, full {KEYS_FULL:,}")
+    add(
+        "--instances", type=_between(INSTANCES_MIN, INSTANCES_MAX),
+        help=f"of the scenario registry-filled: {INSTANCES_QUICK:,}, full {INSTANCES_FULL:,}",
+    )  # fmt: skip
     add("--cores", type=_cores, help="at least two: the gateway takes the first, its load the others")
     add("--profile", action="store_true", help="say where our own time goes, in one more run")
     add("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")

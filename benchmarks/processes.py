@@ -115,7 +115,10 @@ class Process:
         return sum(int(fields[21]) * _PAGE_BYTES for _, fields in _session(self.pid))
 
 
-def until(what: str, probe: Callable[[], T | None], processes: Sequence[Process], within_s: float = START_S_MAX) -> T:
+def until(
+    what: str, probe: Callable[[], T | None], processes: Sequence[Process], within_s: float = START_S_MAX,
+    interval_s: float = POLL_INTERVAL_S,
+) -> T:  # fmt: skip
     """The first truthy answer of `probe`, for which HTTP errors mean "not yet". Raises BenchmarkFailed when it does not
     come in time, or when one of `processes` ends meanwhile."""
     deadline_s = time.monotonic() + within_s
@@ -130,7 +133,7 @@ def until(what: str, probe: Callable[[], T | None], processes: Sequence[Process]
                 return answer
         except httpx.HTTPError as error:
             last = error
-        time.sleep(POLL_INTERVAL_S)
+        time.sleep(interval_s)
     logs = "\n".join(process.log[-LOG_CHARS_SHOWN_MAX:] for process in processes)
     raise BenchmarkFailed(f"not within {within_s:.0f} s: {what}; last seen: {last!r}\n{logs}".strip())
 

@@ -26,11 +26,12 @@ class Head:
     length: int | None
 
 
-def request_of(url: str, body: bytes) -> bytes:
-    """A POST of JSON, as it goes out."""
+def request_of(url: str, body: bytes, method: str = "POST") -> bytes:
+    """A request with a body of JSON, as it goes out."""
     parts = urlsplit(url)
+    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
     head = (
-        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -38,10 +38,11 @@ def describe_keys(results: KeysResults) -> str:
     notes = [f"- {text}" for text in results.remarks]
     notes += [f"- failed: {' '.join(text.split())[:FAILURE_CHARS_MAX]}" for text in results.failures]
     rounds = len({each.round for each in results.readings})
+    counted = f"{results.keys:,} {results.what}; medians of {rounds} round(s)"
     parts = [
         keys_table(results),
         *(["\n".join(notes)] if notes else []),
-        f"{results.keys:,} keys; medians of {rounds} round(s), with the lowest and highest where there are more",
+        f"{counted}, with the lowest and highest where there are more",
     ]
     return "\n\n".join(parts)
 

@@ -20,6 +20,10 @@ from benchmarks.options import Options, parse_options
 from benchmarks.peers import WORKING_FOLDER, read_programs
 from benchmarks.profiles import profile
 from benchmarks.python_peer import PythonPeerScenario
+from benchmarks.registry import RegistryScenario
+from benchmarks.registry_filled import STEADY_S, RegistryFilledScenario, run_filled
+from benchmarks.registry_routing import RegistryRoutingScenario
+from benchmarks.registry_watch import RegistryWatchScenario
 from benchmarks.results import describe_keys, describe_results, profile_block, results_block, write_block
 from benchmarks.rounds import Bench, Choice, Results, Scenario, run_rounds
 from benchmarks.store import StoreScenario
@@ -33,10 +37,14 @@ CONTENDERS = (
 EXIT_INTERRUPTED = 130
 
 
-def scenarios() -> dict[str, Scenario | KeysScenario]:
-    found: list[Scenario | KeysScenario] = [
+AnyScenario = Scenario | KeysScenario | RegistryFilledScenario
+
+
+def scenarios() -> dict[str, AnyScenario]:
+    found: list[AnyScenario] = [
         GatewayScenario(), PythonProxiesScenario(), StoreScenario(), WatchScenario(), KeysScenario(),
-        PythonPeerScenario(),
+        PythonPeerScenario(), RegistryScenario(), RegistryWatchScenario(), RegistryRoutingScenario(),
+        RegistryFilledScenario(),
     ]  # fmt: skip
     return {each.name: each for each in found}
 
@@ -75,10 +83,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_scenario(
-    scenario: Scenario | KeysScenario, bench: Bench, options: Options, machine: Machine, command: str
+    scenario: AnyScenario, bench: Bench, options: Options, machine: Machine, command: str
 ) -> Results | KeysResults:
-    if isinstance(scenario, KeysScenario):
-        return _run_keys(scenario, bench, options, machine, command)
+    if isinstance(scenario, KeysScenario | RegistryFilledScenario):
+        return _run_filled(scenario, bench, options, machine, command)
     tell(f"\n{scenario.title}")
     timing, choice = options.timing_of(scenario.full_measure_s), Choice(options.only, options.loads)
     results = run_rounds(scenario, bench, timing, choice, tell)
@@ -95,9 +103,17 @@ def _run_scenario(
     return results
 
 
-def _run_keys(scenario: KeysScenario, bench: Bench, options: Options, machine: Machine, command: str) -> KeysResults:
-    tell(f"\n{scenario.title(options.keys)}")
-    results = run_keys(bench, options.keys, options.timing.rounds, options.only, tell)
+def _run_filled(
+    scenario: KeysScenario | RegistryFilledScenario, bench: Bench, options: Options, machine: Machine, command: str
+) -> KeysResults:
+    rounds = options.timing.rounds
+    if isinstance(scenario, KeysScenario):
+        tell(f"\n{scenario.title(options.keys)}")
+        results = run_keys(bench, options.keys, rounds, options.only, tell)
+    else:
+        tell(f"\n{scenario.title(options.instances)}")
+        steady_s = options.timing.measure_s if options.are_seconds_given else STEADY_S
+        results = run_filled(bench, options.instances, rounds, steady_s, options.only, tell)
     described = describe_keys(results)
     tell("\n" + described)
     if options.write:

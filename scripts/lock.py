@@ -8,6 +8,7 @@ No address of any package index is recorded; tests check that.
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 RUNTIME_LOCK = ROOT / "docker" / "runtime.lock"
 BUILD_LOCK = ROOT / "docker" / "build.lock"
+NOT_IN_IMAGES = frozenset({"quorate-testing"})
+"""Members that users' tests import; .dockerignore leaves them out."""
 
 
 def member_projects() -> list[Path]:
@@ -28,8 +31,17 @@ def _members() -> list[dict[str, Any]]:
 
 
 def runtime_requirements() -> set[str]:
-    """What the members import, less the members themselves."""
-    wanted = {name for member in _members() for name in member["project"]["dependencies"]}
+    """What the members of an image import, less the members themselves."""
+    return _requirements(member for member in _members() if member["project"]["name"] not in NOT_IN_IMAGES)
+
+
+def member_requirements() -> set[str]:
+    """The same of all members."""
+    return _requirements(_members())
+
+
+def _requirements(members: Iterable[dict[str, Any]]) -> set[str]:
+    wanted = {name for member in members for name in member["project"]["dependencies"]}
     return {name for name in wanted if not name.startswith("quorate-")}
 
 
@@ -55,7 +67,7 @@ def write(lock: Path, requirements: set[str], *options: str) -> None:
 
 def main() -> int:
     try:
-        write(LOCK, runtime_requirements() | build_requirements() | workspace_requirements())
+        write(LOCK, member_requirements() | build_requirements() | workspace_requirements())
         # NB: under the first one's pins, so that what runs in an image is what was tested.
         write(RUNTIME_LOCK, runtime_requirements(), "--constraint", str(LOCK))
         write(BUILD_LOCK, build_requirements(), "--constraint", str(LOCK))

@@ -1,8 +1,11 @@
 """Run the tests stage by stage, cheapest first, and say how long each took. A stage that fails stops no other.
 
 Arguments name stages; none means all. A stage's groups run at the same time, each in a process of its own, and take the
-ports which have to be known before they are bound from ranges of their own. The pure members' branch coverage
-is measured in the first group of the `unit` stage, which has all of their tests.
+ports which have to be known before they are bound from ranges of their own. Groups are cut so that two processors have
+about the same to do; tests that wait leave theirs to others, so there may be more groups than processors.
+
+The pure members' branch coverage is measured in one group, which has all of their tests. Tracing makes a program many
+times as slow, so tests that count to many are not traced; see `tests/unit/resilience/conftest.py`.
 """
 
 import os
@@ -22,56 +25,85 @@ PORTS_FROM = 15_000
 PORTS_A_GROUP = 8_000
 
 
-Group = tuple[str, ...]
-"""Folders whose tests run one after the other."""
+@dataclass(frozen=True)
+class Group:
+    """Folders and files whose tests run one after the other."""
+
+    paths: tuple[str, ...]
+    measures_coverage: bool = False
+
+    @property
+    def present(self) -> list[str]:
+        """Those that have a test in them."""
+        return [path for path in self.paths if (ROOT / path).is_file() or any((ROOT / path).rglob("test_*.py"))]
 
 
 @dataclass(frozen=True)
 class Stage:
     name: str
     groups: tuple[Group, ...]
-    measures_coverage: bool = False
 
     @property
-    def present(self) -> list[list[str]]:
-        """The groups, with those of their folders that have a test in them."""
-        found = [[folder for folder in group if any((ROOT / folder).rglob("test_*.py"))] for group in self.groups]
-        return [group for group in found if group]
+    def present(self) -> list[Group]:
+        """The groups that have a test in them."""
+        return [group for group in self.groups if group.present]
 
 
 def _within(folder: str, *names: str) -> Group:
-    return tuple(f"{folder}/{name}" for name in names)
+    return Group(tuple(f"{folder}/{name}" for name in names))
 
 
 STAGES = (
     Stage(
         "unit",
         (
-            ("tests/raft", "tests/unit/raft", "tests/unit/resilience"),
-            (
-                *(
-                    f"tests/unit/{part}"
-                    for part in ("benchmarks", "cli", "config_center", "core", "gateway", "messaging")
-                ),
-                *(f"tests/unit/{part}" for part in ("node", "registry", "sdk", "services", "store")),
-                "tests/tidy",
+            Group(("tests/raft", "tests/unit/resilience"), measures_coverage=True),
+            _within(
+                "tests", "unit/raft", "unit/messaging", "unit/node", "unit/registry", "unit/sdk", "unit/services",
+                "unit/store", "unit/testing",
+            ),
+            _within(
+                "tests", "unit/benchmarks", "unit/cli", "unit/config_center", "unit/core", "unit/gateway", "tidy",
             ),
         ),
-        measures_coverage=True,
     ),
-    Stage("contract", (("tests/contract",),)),
-    Stage("sim", (("tests/sim",),)),
+    Stage("contract", (_within("tests/contract", "store"), _within("tests/contract", "v3"))),
+    Stage(
+        "sim",
+        (
+            _within("tests/sim", "test_planted_bugs.py"),
+            _within(
+                "tests/sim", "test_campaign.py", "test_linearizability.py", "test_seeds.py", "test_simulated_disk.py",
+                "test_simulated_loop.py", "test_verdicts.py",
+            ),
+        ),
+    ),
     Stage(
         "integration",
         (
-            _within("tests/integration", "cli", "containers", "services"),
-            _within("tests/integration", "node"),
-            _within("tests/integration", "gateway", "registry"),
+            _within("tests/integration", "cli", "containers", "registry", "services"),
+            _within(
+                "tests/integration/node", "test_backup.py", "test_membership.py", "test_public_clients.py",
+            ),
+            _within(
+                "tests/integration/node", "test_api_fuzz.py", "test_one_node.py", "test_store_url.py",
+                "test_three_nodes.py",
+            ),
+            _within("tests/integration", "gateway"),
         ),
     ),
-    Stage("e2e", (("tests/e2e",),)),
-    Stage("faults", (("tests/faults",),)),
-)
+    Stage("e2e", (_within("tests", "e2e"),)),
+    Stage(
+        "faults",
+        (
+            _within(
+                "tests/faults", "test_discovery_judge.py", "test_gateway_attacks.py", "test_gateway_load.py",
+                "test_gateway_services.py", "test_partitions.py", "test_registry_processes.py",
+            ),
+            _within("tests/faults", "test_full_disk.py", "test_judges.py", "test_processes.py", "test_watches.py"),
+        ),
+    ),
+)  # fmt: skip
 
 
 def main(wanted: list[str]) -> int:
@@ -80,7 +112,7 @@ def main(wanted: list[str]) -> int:
         print(f"no such stage: {', '.join(unknown)}; there are: {', '.join(stage.name for stage in STAGES)}")
         return 2
     if forgotten := unlisted():
-        print(f"tests that no stage runs: {', '.join(forgotten)}; name their folder in {Path(__file__).name}")
+        print(f"tests that no stage runs: {', '.join(forgotten)}; name them in {Path(__file__).name}")
         return 2
     chosen = [stage for stage in STAGES if not wanted or stage.name in wanted]
     results = [(stage, *run(stage)) for stage in chosen]
@@ -92,8 +124,8 @@ def main(wanted: list[str]) -> int:
 
 
 def unlisted() -> list[str]:
-    """Files with tests that are in no stage's folders."""
-    listed = [ROOT / folder for stage in STAGES for group in stage.groups for folder in group]
+    """Files with tests that no stage has."""
+    listed = [ROOT / path for stage in STAGES for group in stage.groups for path in group.paths]
     found = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in found if not any(path.is_relative_to(each) for each in listed)]
 
@@ -104,55 +136,50 @@ def run(stage: Stage) -> tuple[str, float]:
     if not groups:
         return "no tests", 0.0
     started_s = time.monotonic()
-    commands = [
-        [*(coverage_command() if stage.measures_coverage and at == 0 else [sys.executable]), *pytest_command(group)]
-        for at, group in enumerate(groups)
-    ]
-    passed = run_side_by_side(stage.name, groups, commands)
-    if stage.measures_coverage:
+    passed = run_side_by_side(stage.name, groups)
+    if any(group.measures_coverage for group in groups):
         # Both verdicts are wanted: failing tests must not hide missing coverage.
         passed = report_coverage() and passed
     return "passed" if passed else "FAILED", time.monotonic() - started_s
 
 
-def run_side_by_side(name: str, groups: list[list[str]], commands: list[list[str]]) -> bool:
+def run_side_by_side(name: str, groups: list[Group]) -> bool:
     """The first group's output is shown as it comes, the others' when it has ended."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / f"{at}.txt" for at in range(1, len(commands))]
+        outputs = [Path(folder) / f"{at}.txt" for at in range(1, len(groups))]
         files = [path.open("wb") for path in outputs]
         others = [
-            subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment(at))
-            for at, (command, file) in enumerate(zip(commands[1:], files, strict=True), start=1)
+            subprocess.Popen(command(group), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment(at))
+            for at, (group, file) in enumerate(zip(groups[1:], files, strict=True), start=1)
         ]
-        print(f"\n== {name}: {' '.join(groups[0])}", flush=True)
-        codes = [subprocess.run(commands[0], cwd=ROOT, check=False, env=environment(0)).returncode]
+        print(f"\n== {name}: {' '.join(groups[0].present)}", flush=True)
+        codes = [subprocess.run(command(groups[0]), cwd=ROOT, check=False, env=environment(0)).returncode]
         for group, other, file, output in zip(groups[1:], others, files, outputs, strict=True):
             codes.append(other.wait())
             file.close()
-            print(f"\n== {name}, at the same time: {' '.join(group)}", flush=True)
+            print(f"\n== {name}, at the same time: {' '.join(group.present)}", flush=True)
             print(output.read_text(errors="replace"), flush=True)
     return not any(codes)
 
 
 def environment(group: int) -> dict[str, str]:
-    """Groups must not hand out each other's ports."""
+    """Groups must not hand out each other's ports. Compiled modules are kept, whatever this shell wants: hundreds of
+    processes start, each of which would compile the whole source anew."""
     first = PORTS_FROM + group * PORTS_A_GROUP
-    return {**os.environ, "QUORATE_PORT_RANGE": f"{first}-{first + PORTS_A_GROUP - 1}"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "QUORATE_PORT_RANGE": f"{first}-{first + PORTS_A_GROUP - 1}"}
 
 
-def coverage_command() -> list[str]:
-    return [sys.executable, "-m", "coverage", "run", "--branch", f"--source={PURE_MEMBERS}"]
+def command(group: Group) -> list[str]:
+    measured = ["-m", "coverage", "run", "--branch", f"--source={PURE_MEMBERS}"] if group.measures_coverage else []
+    # The slowest tests are named, so that a stage that grows long shows why. What was skipped is named with its reason.
+    return [sys.executable, *measured, "-m", "pytest", "--durations=5", "--durations-min=1", "-rs", *group.present]
 
 
 def report_coverage() -> bool:
     report = [sys.executable, "-m", "coverage", "report", "--skip-covered", "--show-missing",
               f"--fail-under={PURE_COVERAGE_PERCENT_MIN}"]  # fmt: skip
     return subprocess.run(report, cwd=ROOT, check=False).returncode == 0
-
-
-def pytest_command(folders: list[str]) -> list[str]:
-    # The slowest tests are named, so that a stage that grows long shows why. What was skipped is named with its reason.
-    return ["-m", "pytest", "--durations=5", "--durations-min=1", "-rs", *folders]
 
 
 if __name__ == "__main__":

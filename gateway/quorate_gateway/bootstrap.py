@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from quorate_gateway.admin import create_admin
 from quorate_gateway.assembly import DRAIN_S, compile_context, connection_limits, make_plane
-from quorate_gateway.control import Control
+from quorate_gateway.control import Control, at_once
 from quorate_gateway.documents.access import ApiKeysDocument
 from quorate_gateway.matching import CompileContext
 from quorate_gateway.metrics import GatewayCollector
@@ -60,6 +60,8 @@ class Serving:
     start: Callable[[], Awaitable[None]]
     drain: Callable[[], Awaitable[None]]
     around_admin: Callable[[ASGIApp], ASGIApp]
+    in_force: Callable[[], Awaitable[None]]
+    """Waits until everybody serves by the snapshot of the moment."""
 
 
 async def main(stop: Stop) -> None:
@@ -95,7 +97,7 @@ async def _start(settings: GatewaySettings, stop: Stop, ends: AsyncExitStack) ->
     ends.push_async_callback(control_plane.aclose)
     control = Control(
         control_plane, settings.namespace, settings.data_dir, serving.swap, stop.fail, context=serving.context,
-        swap_keys=serving.swap_keys,
+        swap_keys=serving.swap_keys, subscriber=f"gateway/{settings.name}", in_force=serving.in_force,
     )  # fmt: skip
     ends.push_async_callback(control.stop)
     await control.start()
@@ -148,6 +150,7 @@ def _alone(
         start=lambda: plane.start(listener, certificate),
         drain=lambda: plane.drain(DRAIN_S),
         around_admin=lambda app: app,
+        in_force=at_once,
     )  # fmt: skip
 
 
@@ -177,6 +180,7 @@ def _with_workers(
         start=fleet.start,
         drain=lambda: fleet.drain(DRAIN_S + WORKERS_END_S),
         around_admin=lambda app: Refreshed(app, fleet),
+        in_force=fleet.until_applied,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ change by as long as nothing has changed. So the age that is told is of the conf
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,10 @@ killed tells too high an age afterwards."""
 log = structlog.get_logger(__name__)
 
 
+async def at_once() -> None:
+    """`swap` itself puts a snapshot in force."""
+
+
 class Confirmation(msgspec.Struct, frozen=True):
     """The file that says when the control plane last confirmed what is served, in seconds since the Unix epoch."""
 
@@ -57,8 +61,14 @@ class Control:
         context: CompileContext | None = None,
         clock: Clock | None = None,
         swap_keys: Callable[[ApiKeysDocument], None] | None = None,
+        subscriber: str | None = None,
+        in_force: Callable[[], Awaitable[None]] = at_once,
     ) -> None:
-        """`swap_keys` is given the API keys whenever others are published; by default the context is."""
+        """`swap_keys` is given the API keys whenever others are published; by default the context is.
+
+        `subscriber` is the name by which the registry is told what is served. `in_force` returns when nobody serves any
+        more by another snapshot than those that `swap` had been given when it was called.
+        """
         self.snapshot = EMPTY
         self.context = context or CompileContext()
         """What every snapshot is compiled with."""
@@ -67,7 +77,10 @@ class Control:
         self._config = ConfigWatcher(
             control_plane, namespace, [ROUTES_NAME, API_KEYS_NAME], data_dir / "documents.json"
         )
-        self._discovery = Discovery(control_plane, namespace, None, data_dir / "registry.json")
+        self._discovery = Discovery(
+            control_plane, namespace, None, data_dir / "registry.json", subscriber=subscriber,
+            in_force=lambda _revision: in_force(),
+        )  # fmt: skip
         self._routes = GoodDocument(ROUTES_NAME, parse_routes, EMPTY.document, data_dir / "good-routes.json")
         self._clock = clock or SystemClock()
         self._confirmed_file = CacheFile(data_dir / "confirmed.json", self._encode_confirmation)

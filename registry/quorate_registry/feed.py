@@ -6,19 +6,19 @@ history does not reach back so far, everything is loaded anew, and only what dif
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 from quorate_core.errors import Compacted, DeadlineExceeded, FutureRevision, QuorateError, Unavailable
 from quorate_core.tasks import TaskOwner
-from quorate_store.model import KeyValue, WatchBatch
+from quorate_store.model import WatchBatch
 from quorate_store.port import Store, Watch
 
-from quorate_registry.catalog import Catalog
-from quorate_registry.model import KEY_PREFIX, KEY_PREFIX_END, Entry, entry_of
+from quorate_registry.catalog import Catalog, Loading
+from quorate_registry.model import REGISTRY_PREFIX, REGISTRY_PREFIX_END, InstanceName
 from quorate_registry.watch import Subscriptions
 
-LOAD_PAGE_KEYS = 2_000
+LOAD_PAGE_KEYS = 1_000
 BACKOFF_FIRST_S = 0.05
 BACKOFF_S_MAX = 2.0
 BARRIER_S_MAX = 5.0
@@ -53,6 +53,11 @@ class CatalogFeed:
         self._running_barrier: asyncio.Task[QuorateError | None] | None = None
         self._queued_barrier: asyncio.Task[QuorateError | None] | None = None
         self.loaded = asyncio.Event()
+        self.listeners: list[Callable[[Sequence[InstanceName]], None]] = []
+        """Told after each load and each batch of which instances another state is shown, none of them if so. They must
+        not block."""
+        self.observers: list[Callable[[WatchBatch], None]] = []
+        """Given each batch as it came, after it was taken."""
 
     def start(self) -> None:
         self._tasks.start(self._run(), "registry-feed")
@@ -97,7 +102,7 @@ class CatalogFeed:
 
     async def _follow(self) -> None:
         start_revision = 0 if self._must_load else self._catalog.revision + 1
-        async with self._store.watch(KEY_PREFIX, KEY_PREFIX_END, start_revision=start_revision) as watch:
+        async with self._store.watch(REGISTRY_PREFIX, REGISTRY_PREFIX_END, start_revision=start_revision) as watch:
             batches = aiter(watch)
             if self._must_load:
                 await self._load(batches)
@@ -113,30 +118,40 @@ class CatalogFeed:
         if first is None:
             raise Unavailable("the store ended the watch before it began")
         revision = first.revision
-        entries: list[Entry] = []
-        key = KEY_PREFIX
+        loading, key = Loading(), REGISTRY_PREFIX
         while True:
             # This member's own state has that revision, so no leader is needed.
             page = await self._store.range(
-                key, KEY_PREFIX_END, limit=LOAD_PAGE_KEYS, revision=revision, serializable=True
+                key, REGISTRY_PREFIX_END, limit=LOAD_PAGE_KEYS, revision=revision, serializable=True
             )
-            entries += [entry for kv in page.kvs if (entry := _readable_entry(kv)) is not None]
+            loading.add(page.kvs, _log_unreadable)
             if not page.more:
                 break
             key = page.kvs[-1].key + b"\0"
             await asyncio.sleep(0)
-        changed = self._catalog.load(revision, entries)
+        changed: list[InstanceName] = []
+        for name in self._catalog.differences(loading):
+            if name is None:
+                await asyncio.sleep(0)
+            else:
+                changed.append(name)
+        self._catalog.load(revision, loading, changed)
         self._must_load = False
         self._failures = 0
         self.loaded.set()
-        log.info("registry_loaded", revision=revision, instances=len(entries), changed=len(changed))
-        self._subscriptions.publish(changed)
-        self._notify()
+        log.info("registry_loaded", revision=revision, instances=loading.instances, changed=len(changed))
+        self._tell(changed)
 
     def _take(self, batch: WatchBatch) -> None:
-        changed = self._catalog.apply(batch, _log_unreadable)
+        self._tell(self._catalog.apply(batch, _log_unreadable))
+        for observe in self.observers:
+            observe(batch)
+
+    def _tell(self, changed: Sequence[InstanceName]) -> None:
         if changed:
             self._subscriptions.publish(changed)
+        for listen in self.listeners:
+            listen(changed)
         self._notify()
 
     def _notify(self) -> None:
@@ -152,7 +167,7 @@ class CatalogFeed:
         try:
             async with asyncio.timeout(BARRIER_S_MAX):
                 # One key suffices: what is wanted is the revision of a linearizable read.
-                await self._reach((await self._store.range(KEY_PREFIX, count_only=True)).revision)
+                await self._reach((await self._store.range(REGISTRY_PREFIX, count_only=True)).revision)
         except TimeoutError:
             return DeadlineExceeded(f"the registry's copy on this node is behind its store for {BARRIER_S_MAX} s")
         except QuorateError as error:
@@ -179,14 +194,6 @@ class CatalogFeed:
             except QuorateError:
                 continue  # the feed and the watchers' own watchdogs say so
             self._subscriptions.publish_bookmark()
-
-
-def _readable_entry(kv: KeyValue) -> Entry | None:
-    try:
-        return entry_of(kv)
-    except ValueError as error:
-        _log_unreadable(kv.key, error)
-        return None
 
 
 def _log_unreadable(key: bytes, error: ValueError) -> None:

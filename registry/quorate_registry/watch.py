@@ -2,17 +2,19 @@
 
 What a watcher is sent: first a snapshot, or, when it resumes and the changes since are remembered, a delta (a bookmark
 when there are none); then a delta for each change of what it watches, several put together when it is slow; and
-bookmarks, which say that nothing else has changed up to a revision.
+bookmarks, which say that nothing else has changed up to a revision. Those with a name are asked, when somebody drains
+an instance, to acknowledge what they have in force.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from quorate_core.errors import TooManyRequests
 from quorate_core.sse import encode_event
 
-from quorate_registry.catalog import Catalog
+from quorate_registry.catalog import Catalog, Interest
 from quorate_registry.model import InstanceName
 
 SUBSCRIPTIONS_MAX = 20_000
@@ -22,15 +24,38 @@ PENDING_NAMES_MAX = 8_192
 
 
 class Subscription:
-    """One watcher's queue. `services`: those that it watches; None for all of the namespace."""
+    """One watcher's queue. `subscriber` is the name by which it acknowledges; empty when it does not. `address` is for
+    people. A blocking query is no stream."""
 
-    def __init__(self, namespace: str, services: frozenset[str] | None) -> None:
-        self.namespace = namespace
-        self.services = services
+    def __init__(
+        self, interest: Interest, subscriber: str = "", address: str = "", token: str = "", *, is_stream: bool = True
+    ) -> None:
+        self.interest = interest
+        self.subscriber = subscriber
+        self.address = address
+        self.token = token
+        """Names it on this node."""
+        self.is_stream = is_stream
+        self.acknowledged = 0
+        """The newest revision that it has said to have in force."""
+        self.is_leaving = False
+        """It has said that it ends, in good order."""
         self._pending: dict[InstanceName, None] = {}
         self._overflown = False
-        self._bookmark_due = False
+        self._bookmark_due = self._acknowledge_due = False
         self._wake = asyncio.Event()
+
+    @property
+    def namespace(self) -> str:
+        return self.interest.namespace
+
+    @property
+    def services(self) -> frozenset[str] | None:
+        """Those that it watches by name; None for all of the namespace."""
+        return self.interest.services
+
+    def watches(self, service: str) -> bool:
+        return self.interest.covers(service)
 
     def offer(self, name: InstanceName) -> None:
         self._pending[name] = None
@@ -41,6 +66,11 @@ class Subscription:
 
     def offer_bookmark(self) -> None:
         self._bookmark_due = True
+        self._wake.set()
+
+    def offer_acknowledge(self) -> None:
+        """Ask it to say what it has in force, behind whatever is pending."""
+        self._acknowledge_due = True
         self._wake.set()
 
     async def wait(self) -> None:
@@ -54,14 +84,22 @@ class Subscription:
         self._wake.clear()
 
     def take(self, catalog: Catalog) -> bytes | None:
-        """The next event for what is pending, as of the catalog's revision; None when nothing is."""
+        """The next event for what is pending, as of the catalog's revision, and behind it the question what is in
+        force, when somebody wants to know; None when nothing is."""
         names, overflown, bookmark_due = tuple(self._pending), self._overflown, self._bookmark_due
+        acknowledge_due, self._acknowledge_due = self._acknowledge_due, False
         self.clear()
+        event = b""
         if overflown:
-            return snapshot_event(catalog, self)
-        if names:
-            return delta_event(catalog, names)
-        return bookmark_event(catalog) if bookmark_due else None
+            event = snapshot_event(catalog, self)
+        elif names:
+            event = delta_event(catalog, names)
+        elif bookmark_due:
+            event = bookmark_event(catalog)
+        if acknowledge_due:
+            question = b'{"revision":%d,"stream":"%b"}' % (catalog.revision, self.token.encode())
+            event += encode_event("acknowledge", question)
+        return event or None
 
 
 class Subscriptions:
@@ -71,6 +109,10 @@ class Subscriptions:
         self._by_service: dict[tuple[str, str], set[Subscription]] = {}
         self._by_namespace: dict[str, set[Subscription]] = {}
         self._all: set[Subscription] = set()
+        self._numbers = itertools.count(1)
+        self.joined: list[Callable[[Subscription], None]] = []
+        """Called when one has begun to watch, and `left` when it has ended."""
+        self.left: list[Callable[[Subscription], None]] = []
 
     def __len__(self) -> int:
         return len(self._all)
@@ -80,14 +122,22 @@ class Subscriptions:
         if len(self._all) >= SUBSCRIPTIONS_MAX:
             raise TooManyRequests(f"this node has {SUBSCRIPTIONS_MAX} watchers already; ask another node")
 
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(tuple(self._all))
+
     @contextmanager
-    def subscribed(self, namespace: str, services: frozenset[str] | None) -> Iterator[Subscription]:
+    def subscribed(
+        self, interest: Interest, subscriber: str = "", address: str = "", *, is_stream: bool = True
+    ) -> Iterator[Subscription]:
         """Raises TooManyRequests as `require_room`."""
         self.require_room()
-        subscription = Subscription(namespace, services)
+        token = str(next(self._numbers))
+        subscription = Subscription(interest, subscriber, address, token, is_stream=is_stream)
         self._all.add(subscription)
         for watchers in self._indexes(subscription):
             watchers.add(subscription)
+        for told in self.joined:
+            told(subscription)
         try:
             yield subscription
         finally:
@@ -95,14 +145,15 @@ class Subscriptions:
             for watchers in self._indexes(subscription):
                 watchers.discard(subscription)
             self._drop_empty(subscription)
+            for told in self.left:
+                told(subscription)
 
     def publish(self, names: Iterable[InstanceName]) -> None:
         for name in names:
-            for watchers in (
-                self._by_service.get((name.namespace, name.service), ()),
-                self._by_namespace.get(name.namespace, ()),
-            ):
-                for subscription in watchers:
+            for subscription in self._by_service.get((name.namespace, name.service), ()):
+                subscription.offer(name)
+            for subscription in self._by_namespace.get(name.namespace, ()):
+                if subscription.interest.covers(name.service):
                     subscription.offer(name)
 
     def publish_bookmark(self) -> None:
@@ -110,18 +161,19 @@ class Subscriptions:
             subscription.offer_bookmark()
 
     def _indexes(self, subscription: Subscription) -> list[set[Subscription]]:
-        namespace = subscription.namespace
-        if subscription.services is None:
+        """One with prefixes is asked for all changes of its namespace, since any may be of a service to come."""
+        namespace, services, prefixes = subscription.interest
+        if services is None or prefixes:
             return [self._by_namespace.setdefault(namespace, set())]
-        return [self._by_service.setdefault((namespace, service), set()) for service in subscription.services]
+        return [self._by_service.setdefault((namespace, service), set()) for service in services]
 
     def _drop_empty(self, subscription: Subscription) -> None:
-        namespace = subscription.namespace
-        if subscription.services is None:
+        namespace, services, prefixes = subscription.interest
+        if services is None or prefixes:
             if not self._by_namespace[namespace]:
                 del self._by_namespace[namespace]
             return
-        for service in subscription.services:
+        for service in services:
             if not self._by_service[namespace, service]:
                 del self._by_service[namespace, service]
 
@@ -129,12 +181,13 @@ class Subscriptions:
 async def watch_events(
     catalog: Catalog,
     subscriptions: Subscriptions,
-    namespace: str,
-    services: frozenset[str] | None,
+    interest: Interest,
     resume_revision: int | None,
+    subscriber: str = "",
+    address: str = "",
 ) -> AsyncGenerator[bytes, None]:
     """Encoded events of one watch, without end. `resume_revision`: what the watcher has already."""
-    with subscriptions.subscribed(namespace, services) as subscription:
+    with subscriptions.subscribed(interest, subscriber, address) as subscription:
         # NB: nothing is awaited between subscribing and the first event, so no change falls between them.
         yield first_event(catalog, subscription, resume_revision)
         while True:
@@ -147,14 +200,14 @@ async def watch_events(
 def first_event(catalog: Catalog, subscription: Subscription, resume_revision: int | None) -> bytes:
     if resume_revision is None:
         return snapshot_event(catalog, subscription)
-    names = catalog.changes_since(resume_revision, subscription.namespace, subscription.services)
+    names = catalog.changes_since(resume_revision, subscription.interest)
     if names is None:
         return snapshot_event(catalog, subscription)
     return delta_event(catalog, names) if names else bookmark_event(catalog)
 
 
 def snapshot_event(catalog: Catalog, subscription: Subscription) -> bytes:
-    body = catalog.snapshot_body(subscription.namespace, subscription.services)
+    body = catalog.snapshot_body(subscription.interest)
     return encode_event("snapshot", body, catalog.revision)
 
 

@@ -86,20 +86,20 @@ MUTATIONS = (
         "count entries of old terms for commit", "quorate_raft.core.replication",
         "if index > log.commit_index and log.term_at(index) == member.term:",
         "if index > log.commit_index:",
-        profile="reigns",
+        profile="reigns", known_seed=3,
     ),
     Mutation(
         "forget the vote at a restart", "quorate_raft.core.state",
         "self.vote = hard_state.vote if self.term == hard_state.term else NO_MEMBER",
         "self.vote = NO_MEMBER",
-        profile="reigns",
+        profile="reigns", known_seed=10,
     ),
     Mutation(
         "serve a read without a quorum", "quorate_raft.core.replication",
         "        if not (member.has_committed_in_term and member.reads.ask(asker, context)):\n"
         "            member.answer_read(asker, context, 0)\n",
         "        member.answer_read(asker, context, member.log.commit_index if member.has_committed_in_term else 0)\n",
-        profile="network",
+        profile="network", known_seed=10,
     ),
     Mutation(
         "serve reads before anything is committed in the term", "quorate_raft.core.replication",
@@ -128,11 +128,13 @@ MUTATIONS = (
         "granted = may_vote and not member.knows_nothing and "
         "member.log.is_up_to_date(request.last_index, request.last_term)",
         "granted = may_vote and not member.knows_nothing",
+        known_seed=3,
     ),
     Mutation(
         "vote twice in a term", "quorate_raft.core.election",
         "or (member.vote == NO_MEMBER and member.leader == NO_MEMBER)",
         "or member.leader == NO_MEMBER",
+        known_seed=7,
     ),
     Mutation(
         "accept entries without the previous term's check", "quorate_raft.core.log",
@@ -144,6 +146,7 @@ MUTATIONS = (
         "cut the log at every append", "quorate_raft.core.log",
         "known = self._count_agreeing(entries)",
         "known = 0",
+        known_seed=30,
     ),
     Mutation(
         "skip CheckQuorum", "quorate_raft.core.election",
@@ -155,7 +158,7 @@ MUTATIONS = (
         "reuse a read context", "quorate_raft.runtime.barriers",
         "        context = self._next_context\n        self._next_context += 1\n",
         "        context = self._next_context\n",
-        profile="network",
+        profile="network", known_seed=50,
     ),
     Mutation(
         "reuse a read round", "quorate_raft.core.reads",
@@ -167,7 +170,7 @@ MUTATIONS = (
         "change the membership twice at once", "quorate_raft.core.reconfiguration",
         "    if log.configurations.unsettled_index:\n",
         "    if log.configurations.unsettled_index < 0:\n",
-        profile="membership",
+        profile="membership", known_seed=11,
     ),
     Mutation(
         "change the membership before anything is committed in the term", "quorate_raft.core.reconfiguration",
@@ -179,6 +182,7 @@ MUTATIONS = (
         "cut the log past its snapshot", "quorate_raft.runtime.wal",
         "        first_sequence = next(kept, end.sequence + 1)\n",
         "        first_sequence = end.sequence + 1\n",
+        known_seed=5,
     ),
     Mutation(
         "the applied index in a transaction of its own", "quorate_store.state",
@@ -196,12 +200,13 @@ MUTATIONS = (
         "            for proposal in batch:\n"
         "                proposal.settle(type(error)(error.detail, **error.extensions))",
         "            for proposal in batch:\n                proposal.settle(NotProposed(error.detail))",
+        known_seed=3,
     ),
     Mutation(
         "take a jump of the clock for time that has passed", "quorate_store.lease_keeper",
         "if stalled_s > STALL_S_MIN and self._lessor is not None",
         "if stalled_s < -TICK_INTERVAL_S and self._lessor is not None",
-        profile="clocks",
+        profile="clocks", known_seed=3,
     ),
     Mutation(
         "renew a lease and leave its checkpoint", "quorate_store.lease_keeper",
@@ -219,21 +224,25 @@ MUTATIONS = (
         "lose events when a watch catches up", "quorate_store.watches",
         "            self._next_revision = reached + 1\n        if self._next_revision > present:",
         "            self._next_revision = reached + 2\n        if self._next_revision > present:",
+        known_seed=2,
     ),
     Mutation(
         "forget events when a watch falls behind", "quorate_store.watches",
         "        self._become_behind(first.events[0].kv.mod_revision)\n",
         "        self._become_behind(first.events[0].kv.mod_revision + 1)\n",
+        known_seed=4,
     ),
     Mutation(
         "repeat events when a watch falls behind", "quorate_store.watches",
         "        self._become_behind(first.events[0].kv.mod_revision)\n",
         "        self._become_behind(first.events[0].kv.mod_revision - 1)\n",
+        known_seed=2,
     ),
     Mutation(
         "hand out a bookmark of what is still in history", "quorate_store.watches",
         "        if self._group is None or self._feed.is_behind:\n            self._is_progress_wanted = True\n",
         "        if self._group is None and self._feed.is_behind:\n            self._is_progress_wanted = True\n",
+        known_seed=7,
     ),
     Mutation(
         "tell what was there before without its value", "quorate_store.mvcc",
@@ -241,6 +250,7 @@ MUTATIONS = (
         "                before = self.key_value(txn, earlier)\n",
         "            if earlier != NOWHERE and not is_deletion(earlier):\n"
         "                before = self.key_value(txn, earlier, keys_only=True)\n",
+        known_seed=4,
     ),
     Mutation(
         "tell that a deleted key was there before", "quorate_store.mvcc",
@@ -261,6 +271,7 @@ MUTATIONS = (
         "do not look at the request id", "quorate_store.request_guard",
         "Compare(self.key, CompareTarget.VERSION, CompareResult.EQUAL, 0)",
         "Compare(self.key, CompareTarget.VERSION, CompareResult.NOT_EQUAL, 1_000_000)",
+        known_seed=3,
     ),
     Mutation(
         "put the marker of a request in a transaction of its own", "quorate_store.once",

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from support import plain_http
-from support.node_processes import NodeProcess, node_cluster, until
+from support.node_processes import START_S_MAX, NodeProcess, node_cluster, until
 
 SUPPORT = Path(__file__).resolve().parent
 TTL_S = 3_600
@@ -119,7 +119,7 @@ class GatewayStack:
                 ],
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "NO_COLOR": "1"},
             )  # fmt: skip
-        found = until("the gateway listens", self._listening)
+        found = until("the gateway listens", self._listening, START_S_MAX)
         self.admin_port, self.port = int(found[1]), int(found[2])
 
     def _listening(self) -> re.Match[str] | None:

@@ -170,6 +170,14 @@ class NodeCluster:
         for node in self.nodes:
             node.wait_ready()
 
+    def mend(self) -> None:
+        """Whole again, whichever of them have ended: for tests that share a cluster."""
+        for node in self.nodes:
+            if node.process is None or node.process.poll() is not None:
+                node.start()
+        for node in self.nodes:
+            node.wait_ready()
+
     def status(self, node: NodeProcess) -> dict[str, Any]:
         answer = plain_http.get(node.url + "/v1/cluster/status", timeout=5)
         answer.raise_for_status()

@@ -37,11 +37,18 @@ def test_every_module_of_a_member_says_what_it_is(path: Path) -> None:
         assert ast.get_docstring(ast.parse(path.read_text())), "a module starts with its docstring"
 
 
+def name_of(function: ast.expr) -> str:
+    """`module.name`, or nothing of what is called in another way."""
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        return f"{function.value.id}.{function.attr}"
+    return ""
+
+
 def sleeps(tree: ast.AST) -> list[int]:
     """Lines of `sleep(x)` where x is anything but 0: `asyncio.sleep(0)` only lets other tasks run."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep", "anyio.sleep"}:
+        if isinstance(node, ast.Call) and name_of(node.func) in {"time.sleep", "asyncio.sleep", "anyio.sleep"}:
             argument = node.args[0] if node.args else None
             if not (isinstance(argument, ast.Constant) and argument.value == 0):
                 found.append(node.lineno)

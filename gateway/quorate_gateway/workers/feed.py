@@ -31,11 +31,12 @@ _FORCED: Mapping[BreakerState, Forced] = {BreakerState.FORCED_OPEN: "open", Brea
 @dataclass(frozen=True, slots=True)
 class Told:
     """All that a worker is to know. Snapshot, document and keys are compared as objects: another one is another
-    version. `forced` has the routes whose breakers an operator has forced."""
+    version. `forced` has the routes whose breakers an operator has forced. `number` grows with each that is told."""
 
     snapshot: Snapshot = EMPTY
     api_keys: ApiKeysDocument | None = None
     forced: Mapping[str, Forced] = field(default_factory=dict)
+    number: int = 0
 
 
 class Feed:
@@ -50,6 +51,8 @@ class Feed:
         """Of the newest one that the worker has applied."""
         self.applied_revision = 0
         """The newest of routes and registry in it."""
+        self.told_applied = 0
+        """The number of the newest `Told` that the worker is known to serve by."""
 
     @property
     def is_waiting(self) -> bool:
@@ -59,7 +62,10 @@ class Feed:
     def next_update(self, now: Told) -> Update | None:
         """What is other; None when nothing is, or is known yet, or while one is on its way."""
         sent = self._sent
-        if self.is_waiting or now.snapshot is EMPTY or (not self._is_new and _is_same(sent, now)):
+        if self.is_waiting or now.snapshot is EMPTY:
+            return None
+        if not self._is_new and _is_same(sent, now):
+            self.told_applied = now.number
             return None
         put, gone = _endpoint_changes(sent.snapshot.endpoints, now.snapshot.endpoints)
         has_document = now.snapshot.document is not sent.snapshot.document
@@ -82,6 +88,7 @@ class Feed:
         if number != self.number or not self.is_waiting:
             raise InvariantViolation(f"update {number} was applied, of which {self.number} is on its way")
         self.applied = number
+        self.told_applied = self._sent.number
         self.applied_revision = self._sent.snapshot.revisions.newest
 
 

@@ -107,6 +107,10 @@ class Fleet:
         self._departed = Departed()
         self._tasks = TaskOwner("workers", stop.fail)
         self._lifeline: tuple[int, int] | None = None
+        self._beginning: dict[int, int] = {}
+        """By the number of a worker whose process is being made: the number of what it is told first."""
+        self._progress = asyncio.Event()
+        """Set, and replaced, whenever a worker has applied something or has gone."""
         self._has_served: set[int] = set()
         self._all_served = asyncio.Event()
         self._draining = asyncio.Event()
@@ -178,14 +182,18 @@ class Fleet:
         if self._lifeline is None:
             raise InvariantViolation("a worker is started before the fleet is")
         memory = self._tables.memory.descriptor
+        self._beginning[number] = self._told.number
         try:
             worker = await start_worker(
                 number, self._settings, self._listener.fileno(), memory, self._lifeline[0], self._told
             )
+            self._workers[number] = worker
         except OSError as error:
             log.error("worker_not_started", worker=number, reason=error.strerror)
             return
-        self._workers[number] = worker
+        finally:
+            del self._beginning[number]
+            self._note_progress()
         if self._draining.is_set():
             worker.terminate()
         try:
@@ -202,6 +210,7 @@ class Fleet:
         status = await self._wait(worker)
         # NB: in one step, so that nothing is counted twice, or for a moment not at all.
         del self._workers[worker.number]
+        self._note_progress()
         self._departed.add(worker.tally)
         self._tables.memory.set_connections(worker.number, 0, accepts=False)
         forget_worker(self._tables, worker.number, self.monotonic_s())
@@ -226,6 +235,7 @@ class Fleet:
             log.warning("worker_back", worker=worker.number, pid=worker.pid)
         if isinstance(message, Applied):
             worker.tell_news(self._told)
+            self._note_progress()
         elif isinstance(message, Serving):
             log.info("worker_serves", worker=worker.number, pid=worker.pid)
             self._has_served.add(worker.number)
@@ -254,11 +264,11 @@ class Fleet:
     def swap(self, snapshot: Snapshot) -> None:
         """Serve by `snapshot` from now on."""
         self._departed.follow(snapshot)
-        self._tell(Told(snapshot, self._told.api_keys, forced_breakers(snapshot)))
+        self._tell(Told(snapshot, self._told.api_keys, forced_breakers(snapshot), self._told.number + 1))
 
     def swap_keys(self, keys: ApiKeysDocument) -> None:
         """Accept these API keys from now on."""
-        self._tell(Told(self._told.snapshot, keys, self._told.forced))
+        self._tell(Told(self._told.snapshot, keys, self._told.forced, self._told.number + 1))
 
     def reload_certificate(self) -> None:
         """Use for new connections what the files hold now, which this process has looked at before."""
@@ -270,7 +280,25 @@ class Fleet:
         it is forgotten when the breaker's parameters change, here and there."""
         if route.breaker is not None:
             force_breaker(route.breaker, forced, self.monotonic_s())
-            self._tell(Told(self._told.snapshot, self._told.api_keys, forced_breakers(self._told.snapshot)))
+            forced_now = forced_breakers(self._told.snapshot)
+            self._tell(Told(self._told.snapshot, self._told.api_keys, forced_now, self._told.number + 1))
+
+    async def until_applied(self) -> None:
+        """Wait until no worker serves by anything older than what was told last before this call. One that is silent
+        may still serve: it is waited for, until it is back or gone."""
+        number = self._told.number
+        while self._is_behind(number):
+            await self._progress.wait()
+
+    def _is_behind(self, number: int) -> bool:
+        # NB: a worker whose process is just being made begins with what was served when that began.
+        return any(told < number for told in self._beginning.values()) or any(
+            worker.feed.told_applied < number for worker in self._workers.values() if worker.may_serve
+        )
+
+    def _note_progress(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     def _tell(self, told: Told) -> None:
         self._told = told

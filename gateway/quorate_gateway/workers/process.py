@@ -63,6 +63,11 @@ class WorkerProcess:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def may_serve(self) -> bool:
+        """Whether it has routes by which it may answer requests, now or in a moment."""
+        return self.state is not WorkerState.GONE and self.feed.number > 0
+
     def tell_news(self, told: Told) -> None:
         """What is other than it was told before, unless it still works on that."""
         update = self.feed.next_update(told)

@@ -16,6 +16,7 @@ _COMMANDS = {
     "routes": "quorate_cli.routes",
     "keys": "quorate_cli.api_keys",
     "cluster": "quorate_cli.cluster",
+    "changes": "quorate_cli.changes",
     "init": "quorate_cli.init",
     "sim": "quorate_cli.sim",
     "setup": "quorate_cli.setup",

@@ -24,7 +24,7 @@ from quorate_cli.lazy_commands import lazily
 from quorate_cli.options import AsJson, Endpoints, TokenFile
 from quorate_cli.parts import PartKind, removed_mark
 from quorate_cli.run_state import read_run_state
-from quorate_cli.tables import cluster_table, external_stores_table, members_table, show
+from quorate_cli.tables import cluster_table, external_stores_table, members_table, printable, show
 
 POLL_INTERVAL_S = 0.5
 REMOVAL_LOOKS_MAX = 10
@@ -81,7 +81,18 @@ def status(as_json: AsJson = False, endpoints: Endpoints = None, token_file: Tok
         show(cluster_table(found))
         if any(report.status and report.status.store for report in found.nodes):
             show(external_stores_table(found))
+        for alarm in alarms(found):
+            typer.secho(printable(alarm), err=True, fg=typer.colors.RED)
     _require_leader(found.leader)
+
+
+def alarms(found: ClusterStatus) -> list[str]:
+    """What nodes want to be known, each sentence once, with those that say it."""
+    nodes: dict[str, list[str]] = {}
+    for report in found.nodes:
+        for alarm in report.status.alarms if report.status else ():
+            nodes.setdefault(alarm, []).append(report.name)
+    return [f"Alarm: {alarm} (says {', '.join(names)})" for alarm, names in nodes.items()]
 
 
 @app.command()

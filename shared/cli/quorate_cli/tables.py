@@ -93,22 +93,42 @@ def _endpoint_row(by_node: Mapping[str, StoreEndpoint]) -> list[str | Text]:
 
 
 def services_table(services: Sequence[ServiceSummary]) -> Table:
-    table = _table("service", "instances", "up", right=("instances", "up"))
+    table = _table("service", "instances", "up", "stale", "protected", right=("instances", "up", "stale"))
     for item in services:
         up = Text(str(item.up), style=_GOOD if item.up else _BAD)
-        _add(table, item.service, str(item.instances), up)
+        stale = Text(str(item.stale), style=_BAD if item.stale else "")
+        _add(table, item.service, str(item.instances), up, stale, _protected(item.is_protected))
     return table
 
 
 def instances_table(instances: Sequence[Instance]) -> Table:
-    table = _table("instance", "address", "status", "weight", "zone", "version", "ttl", "revision",
-                   right=("weight", "ttl", "revision"))  # fmt: skip
+    table = _table("instance", "address", "status", "weight", "zone", "version", "tags", "lives by", "revision",
+                   right=("weight", "revision"))  # fmt: skip
     for item in instances:
         _add(
-            table, item.id, f"{item.scheme}://{item.authority}", _state(item.status.value), str(item.weight),
-            item.zone or "-", item.version or "-", f"{item.ttl_s} s", str(item.revision),
+            table, item.id, f"{item.scheme}://{item.authority}", _status(item), str(item.weight),
+            item.zone or "-", item.version or "-", ", ".join(item.tags) or "-", _lives_by(item), str(item.revision),
         )  # fmt: skip
     return table
+
+
+def _status(instance: Instance) -> Text:
+    return Text("stale", style=_BAD) if instance.stale else _state(instance.status.value)
+
+
+def _lives_by(instance: Instance) -> str | Text:
+    """What decides whether it is there, and how it is."""
+    if instance.ephemeral:
+        return f"heartbeats, {instance.ttl_s} s"
+    health = instance.health
+    if health is None:
+        return "itself"
+    told = f"check: {'passing' if health.passing else 'failing'} {health.output}".strip()
+    return Text(printable(told), style=_GOOD if health.passing else _BAD)
+
+
+def _protected(is_protected: bool) -> str | Text:
+    return Text("yes", style=_BAD) if is_protected else "-"
 
 
 def cluster_table(status: ClusterStatus) -> Table:

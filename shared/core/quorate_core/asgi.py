@@ -79,6 +79,9 @@ RawHandler = Callable[[bytes], Awaitable[bytes]]
 HeadedHandler = Callable[[bytes, Headers], Awaitable[bytes]]
 """A raw handler that wants the request's headers too; their names are in lower case."""
 TasklessHandler = Callable[[bytes, Headers], Coroutine[Any, Any, bytes] | None]
+GetResponder = Callable[[], Coroutine[Any, Any, Response]]
+GetResolver = Callable[[str, str, Headers], GetResponder | None]
+"""Path, query and headers of a plain GET to what answers every GET with this head; None when FastAPI is to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,17 @@ def add_headed_endpoint(
     _describe(app, path, {"summary": summary, **schema}, on_error)
 
 
+def add_direct_gets(app: FastAPI, resolve: GetResolver) -> None:
+    """A short way for plain GETs of hot endpoints: where `resolve` knows one, its response is what the client gets. It
+    must be that of the FastAPI route of the same path, which answers all others, and which describes it.
+
+    `app` must come from `create_app`. Raises InvariantViolation otherwise.
+    """
+    if not isinstance(app, _Api):
+        raise InvariantViolation("direct endpoints need an application made by create_app")
+    app.get_resolvers.append(resolve)
+
+
 def add_raw_stream(
     app: FastAPI,
     path: str,
@@ -237,6 +251,20 @@ class DirectEndpoint:
         return _hidden(error, self.path, request_id)
 
 
+@dataclass(frozen=True, slots=True)
+class DirectGet:
+    """Who answers plain GETs with one head, for a protocol that needs no ASGI for them."""
+
+    path: str
+    respond: GetResponder
+
+    def on_error(self, error: QuorateError) -> Response:
+        return problem_response(error)
+
+    def hide(self, error: Exception, request_id: bytes) -> QuorateError:
+        return _hidden(error, self.path, request_id)
+
+
 class _Api(FastAPI):
     """FastAPI, with a short way past it for raw endpoints: no routing, no middleware, no request or response object.
 
@@ -247,7 +275,10 @@ class _Api(FastAPI):
         super().__init__(**options)
         self.raw_endpoints: dict[str, DirectEndpoint] = {}
         self.raw_streams: dict[str, RawStream] = {}
-        self.plain_requests = PlainRequests(self._direct_endpoint)
+        self.get_resolvers: list[GetResolver] = []
+        self.plain_requests: PlainRequests[DirectEndpoint | DirectGet] = PlainRequests(
+            self._direct_endpoint, self._direct_get
+        )
 
     def _direct_endpoint(self, path: str, headers: Headers) -> DirectEndpoint | None:
         """Who answers a request with this head directly. A refusal is made on the usual way."""
@@ -255,6 +286,15 @@ class _Api(FastAPI):
         if endpoint is None or _refusal_of(self.state.surface, {"path": path, "headers": headers}) is not None:
             return None
         return endpoint
+
+    def _direct_get(self, path: str, query: str, headers: Headers) -> DirectGet | None:
+        """The same of a GET."""
+        for resolve in self.get_resolvers:
+            respond = resolve(path, query, headers)
+            if respond is not None:
+                refusal = _refusal_of(self.state.surface, {"path": path, "headers": headers})
+                return DirectGet(path, respond) if refusal is None else None
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

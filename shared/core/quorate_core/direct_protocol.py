@@ -10,14 +10,14 @@ Two writes and a dozen objects less are half of what a small request costs.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from starlette.responses import Response
 
-from quorate_core.asgi import DirectEndpoint, request_id_of
+from quorate_core.asgi import DirectEndpoint, DirectGet, request_id_of
 from quorate_core.errors import QuorateError
 from quorate_core.http_protocol import BoundedHttpProtocol
 from quorate_core.plain_requests import PlainRequest, PlainRequests
@@ -33,7 +33,7 @@ class DirectHttpProtocol(BoundedHttpProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._plain: PlainRequests[DirectEndpoint] | None = getattr(self.app, "plain_requests", None)
+        self._plain: PlainRequests[DirectEndpoint | DirectGet] | None = getattr(self.app, "plain_requests", None)
         self._is_answering = False
         self._waiting = b""
         """What came behind a direct request that is under way."""
@@ -79,7 +79,7 @@ class DirectHttpProtocol(BoundedHttpProtocol):
         cycle = self.cycle
         return cycle is None or (cycle.response_complete and not cycle.more_body and not self.pipeline)
 
-    def _begin(self, request: PlainRequest[DirectEndpoint], body: bytes) -> None:
+    def _begin(self, request: PlainRequest[DirectEndpoint | DirectGet], body: bytes) -> None:
         self._stop_head_timer()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -88,6 +88,9 @@ class DirectHttpProtocol(BoundedHttpProtocol):
         self._is_answering = True
         endpoint, headers = request.target, request.head.headers
         request_id = request_id_of(headers)
+        if isinstance(endpoint, DirectGet):
+            self._start(self._respond(endpoint, request_id))
+            return
         if endpoint.answer_without_task is not None:
             try:
                 work = endpoint.answer_without_task(body, headers)
@@ -98,9 +101,20 @@ class DirectHttpProtocol(BoundedHttpProtocol):
             if work is not None:
                 run_without_task(self._answer(endpoint, work, request_id), self._on_answered)
                 return
-        task = self.loop.create_task(self._answer(endpoint, endpoint.answer(body, headers), request_id))
+        self._start(self._answer(endpoint, endpoint.answer(body, headers), request_id))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._on_task_done)
+
+    async def _respond(self, endpoint: DirectGet, request_id: bytes) -> None:
+        try:
+            response = await endpoint.respond()
+        except Exception as error:
+            self._write_error(endpoint, error, request_id)
+        else:
+            self._write_response(response, request_id)
 
     async def _answer(self, endpoint: DirectEndpoint, work: Awaitable[bytes], request_id: bytes) -> None:
         try:
@@ -111,7 +125,7 @@ class DirectHttpProtocol(BoundedHttpProtocol):
             head = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
             self._write(200, head % (len(answer), request_id), answer)
 
-    def _write_error(self, endpoint: DirectEndpoint, error: Exception, request_id: bytes) -> None:
+    def _write_error(self, endpoint: DirectEndpoint | DirectGet, error: Exception, request_id: bytes) -> None:
         shown = error if isinstance(error, QuorateError) else endpoint.hide(error, request_id)
         self._write_response(endpoint.on_error(shown), request_id)
 

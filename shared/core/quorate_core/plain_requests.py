@@ -1,10 +1,10 @@
-"""Plain requests: a POST that has come whole, with a short and ordinary head. Pure.
+"""Plain requests: a POST or a GET that has come whole, with a short and ordinary head. Pure.
 
 An API that is asked the same few things by the same clients gets the same heads again and again. What such a head says
 is worked out once and kept; the next request with it costs a search and a look into a table. Only what has one meaning
-under any reading of RFC 9112 counts as plain: one length in digits, one host, no transfer coding, no expectation, no
-upgrade, no list of connection options, and nothing behind the body. Everything else is left to the parser that knows
-all of HTTP.
+under any reading of RFC 9112 counts as plain: one length in digits (none for a GET, which has no body), one host, no
+transfer coding, no expectation, no upgrade, no list of connection options, and nothing behind the body. Everything else
+is left to the parser that knows all of HTTP.
 """
 
 import re
@@ -17,7 +17,7 @@ HEADS_KEPT_MAX = 1024
 """Of one server. When there are more, all are forgotten: clients of a node send a handful."""
 
 _HEAD = re.compile(
-    rb"POST (/[A-Za-z0-9/_.~-]*) HTTP/1\.1\r\n"
+    rb"(?:POST (/[A-Za-z0-9/_.~-]*)|GET (/[A-Za-z0-9/_.~-]*)(?:\?([A-Za-z0-9_.~=&-]*))?) HTTP/1\.1\r\n"
     rb"((?:[A-Za-z0-9!#$%&'*+.^_`|~-]+:"
     rb"[ \t]*(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)?[ \t]*\r\n)+)\r\n"
 )
@@ -28,16 +28,20 @@ _END = b"\r\n\r\n"
 Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
 Resolve = Callable[[str, Headers], T | None]
-"""Who answers a request to this path with these headers; None when that is not for plain requests."""
+"""Who answers a POST to this path with these headers; None when that is not for plain requests."""
+ResolveGet = Callable[[str, str, Headers], T | None]
+"""The same of a GET of this path with this query."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlainHead:
-    """`headers` have names in lower case, as ASGI has them."""
+    """`headers` have names in lower case, as ASGI has them. `query` is what stands behind a `?`, or empty."""
 
     path: str
     headers: Headers
     body_bytes: int
+    method: str = "POST"
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class PlainRequest(Generic[T]):
 class PlainRequests(Generic[T]):
     """What has been made of heads so far."""
 
-    def __init__(self, resolve: Resolve[T]) -> None:
+    def __init__(self, resolve: Resolve[T], resolve_get: ResolveGet[T] | None = None) -> None:
         self._resolve = resolve
+        self._resolve_get = resolve_get
         self._known: dict[bytes, PlainRequest[T]] = {}
 
     def find(self, data: bytes) -> PlainRequest[T] | None:
@@ -68,7 +73,7 @@ class PlainRequests(Generic[T]):
 
     def _look_into(self, head_data: bytes) -> PlainRequest[T] | None:
         head = parse_plain_head(head_data)
-        target = None if head is None else self._resolve(head.path, head.headers)
+        target = None if head is None else self._target_of(head)
         if head is None or target is None:
             return None
         if len(self._known) >= HEADS_KEPT_MAX:
@@ -77,6 +82,11 @@ class PlainRequests(Generic[T]):
         self._known[head_data] = request
         return request
 
+    def _target_of(self, head: PlainHead) -> T | None:
+        if head.method == "POST":
+            return self._resolve(head.path, head.headers)
+        return None if self._resolve_get is None else self._resolve_get(head.path, head.query, head.headers)
+
 
 def parse_plain_head(data: bytes) -> PlainHead | None:
     """`data` up to and with the empty line. None when it is not plain, or not right."""
@@ -84,14 +94,20 @@ def parse_plain_head(data: bytes) -> PlainHead | None:
     if match is None:
         return None
     headers: Headers = []
-    for line in match[2].split(b"\r\n")[:-1]:
+    posted, got, query, fields_data = match.groups()
+    for line in fields_data.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
         headers.append((name.lower(), value.strip(b" \t")))
     names = [name for name, _ in headers]
-    if names.count(b"host") != 1 or names.count(b"content-length") != 1 or not _NEEDS_MORE.isdisjoint(names):
+    lengths_wanted = 0 if posted is None else 1
+    if names.count(b"host") != 1 or names.count(b"content-length") != lengths_wanted:
+        return None
+    if not _NEEDS_MORE.isdisjoint(names):
         return None
     fields = dict(headers)
-    length, connection = fields[b"content-length"], fields.get(b"connection", b"keep-alive")
+    length, connection = fields.get(b"content-length", b"0"), fields.get(b"connection", b"keep-alive")
     if not _LENGTH.fullmatch(length) or names.count(b"connection") > 1 or connection.lower() != b"keep-alive":
         return None
-    return PlainHead(match[1].decode(), headers, int(length))
+    if posted is None:
+        return PlainHead(got.decode(), headers, 0, "GET", (query or b"").decode())
+    return PlainHead(posted.decode(), headers, int(length))

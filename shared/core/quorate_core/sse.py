@@ -38,26 +38,36 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], stopping: asyncio.Event, *, stall_s: float = SEND_STALL_S) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        stopping: asyncio.Event,
+        *,
+        stall_s: float = SEND_STALL_S,
+        keepalive_s: float = KEEPALIVE_INTERVAL_S,
+    ) -> None:
         super().__init__()
         self._stall_s = stall_s
+        self._keepalive_s = keepalive_s
         self._events = events
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("extensions", {})[STREAM_EXTENSION] = {}
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        outlet = _Outlet(send)
         async with asyncio.TaskGroup() as group:
-            sending = group.create_task(self._send_events(send))
+            overseeing = group.create_task(self._oversee(outlet))
             ends = [
-                sending,
+                overseeing,
+                group.create_task(self._send_events(outlet)),
                 group.create_task(_until_disconnected(receive)),
                 group.create_task(self._until_stopping()),
             ]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in ends:
                 task.cancel()
-        is_stalled = not sending.cancelled() and sending.result()
+        is_stalled = not overseeing.cancelled() and overseeing.result()
         try:
             async with asyncio.timeout(0 if is_stalled else LAST_SEND_S):
                 await send(_END)
@@ -69,40 +79,61 @@ class EventStream(Response):
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
 
-    async def _send_chunk(self, send: Send, chunk: bytes) -> None:
-        async with asyncio.timeout(self._stall_s):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def _send_events(self, send: Send) -> bool:
-        """Send until the events end; says whether it gave up on a client that does not take them."""
-        iterator = aiter(self._events)
-        upcoming: asyncio.Future[bytes] | None = None
+    async def _send_events(self, outlet: "_Outlet") -> None:
+        """Until they end, or the client has gone."""
         try:
-            await self._send_chunk(send, KEEPALIVE)
-            while True:
-                if upcoming is None:
-                    upcoming = asyncio.ensure_future(anext(iterator))  # noqa: TID251 - owned by this frame
-                done, _ = await asyncio.wait({upcoming}, timeout=KEEPALIVE_INTERVAL_S)
-                if not done:
-                    await self._send_chunk(send, KEEPALIVE)
-                    continue
-                try:
-                    chunk = upcoming.result()
-                except StopAsyncIteration:
-                    return False
-                upcoming = None
-                await self._send_chunk(send, chunk)
-        except TimeoutError:
-            return True  # it resumes from its last revision
+            await outlet.send(KEEPALIVE)
+            async for chunk in self._events:
+                await outlet.send(chunk)
         except OSError:
-            return False
+            return
         finally:
-            if upcoming is not None:
-                upcoming.cancel()
-                await asyncio.wait({upcoming})
             close = getattr(self._events, "aclose", None)
             if close is not None:
                 await close()
+
+    async def _oversee(self, outlet: "_Outlet") -> bool:
+        """Send a comment whenever nothing was sent for a while. Returns True when the client does not take what it is
+        sent (it resumes from its last revision), and False when it has gone.
+
+        One timer a stream, which looks now and then: a task and two timers for each event would cost more than the
+        event.
+        """
+        clock = asyncio.get_running_loop()
+        while True:
+            if outlet.stuck_since_s is not None:
+                left_s = outlet.stuck_since_s + self._stall_s - clock.time()
+                if left_s <= 0:
+                    return True
+            else:
+                left_s = outlet.quiet_since_s + self._keepalive_s - clock.time()
+                if left_s <= 0:
+                    try:
+                        async with asyncio.timeout(self._stall_s):
+                            await outlet.send(KEEPALIVE)
+                    except TimeoutError:
+                        return True
+                    except OSError:
+                        return False
+                    continue
+            await asyncio.sleep(min(left_s, self._stall_s))
+
+
+class _Outlet:
+    """The way to the client. A chunk is written whole, so that a comment never falls into an event; what waits is the
+    client's buffer. `stuck_since_s`: since when a chunk waits; None when none does."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._clock = asyncio.get_running_loop()
+        self.quiet_since_s = self._clock.time()
+        self.stuck_since_s: float | None = None
+
+    async def send(self, chunk: bytes) -> None:
+        self.stuck_since_s = self._clock.time()
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.stuck_since_s = None
+        self.quiet_since_s = self._clock.time()
 
 
 def _abort(scope: Scope) -> None:

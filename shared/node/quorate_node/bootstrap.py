@@ -15,10 +15,12 @@ from quorate_core.secrets import load_secret
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.tasks import TaskOwner
 from quorate_store.apps import App, AppContext, FleetNode
+from quorate_store.chronicle import Alarming, Chronicler
 from quorate_store.v3 import mount_v3
 
 from quorate_node.apps import find_apps
 from quorate_node.backup import BackupApi
+from quorate_node.changes import ChangesApi
 from quorate_node.cluster import ClusterApi, Identity
 from quorate_node.engines import Engine, platform_credential, start_engine
 from quorate_node.fleet import FleetMembership, StoreFleet
@@ -75,7 +77,7 @@ async def _start_surface(
         stack.push_async_callback(app.stop)
     _mount(api, settings, own, apps, context, engine)
     tasks.start(measure_loop_pauses(), "loop-pauses")
-    membership = FleetMembership(store, own)
+    membership = FleetMembership(store, own, apps=[app.name for app in apps])
     membership.join(tasks)
     stack.push_async_callback(membership.leave)
     server = HttpServer(api, listener, surface.stopping, tasks)
@@ -99,7 +101,13 @@ def _mount(
     api.get("/", tags=["node"])(_welcome(identity))
     members = engine.members(context.fleet)
     mount_v3(api, context.store, settings.cluster_id, engine.administration(members), platform_credential(settings))
-    ClusterApi(identity, engine.view, members, context.fleet, context.clock).mount(api)
+    alarming = [app for app in apps if isinstance(app, Alarming)]
+
+    def alarms() -> list[str]:
+        return [alarm for app in alarming for alarm in app.alarms()]
+
+    ClusterApi(identity, engine.view, members, context.fleet, context.clock, alarms).mount(api)
+    ChangesApi(context.store, [app for app in apps if isinstance(app, Chronicler)], context.clock).mount(api)
     BackupApi(engine.backups, context.stopping).mount(api)
     for app in apps:
         app.mount(api)

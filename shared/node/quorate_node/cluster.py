@@ -6,7 +6,7 @@ models are in `quorate_sdk.wire`; what the members' part does is in `members`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,11 +84,18 @@ class MemberView:
 
 
 class ClusterApi:
-    """The endpoints, for any engine."""
+    """The endpoints, for any engine. `alarms`: what the apps on this node want an operator to know now."""
 
     def __init__(
-        self, identity: Identity, view: ClusterView, members: MemberAdministration, fleet: Fleet, clock: Clock
+        self,
+        identity: Identity,
+        view: ClusterView,
+        members: MemberAdministration,
+        fleet: Fleet,
+        clock: Clock,
+        alarms: Callable[[], list[str]] = list,
     ) -> None:
+        self._alarms = alarms
         self._identity = identity
         self._view = view
         self._members = members
@@ -109,7 +116,8 @@ class ClusterApi:
 
     async def node(self) -> NodeStatus:
         """This node alone, as it sees itself."""
-        return await self._view.node(self._identity, round(self._clock.monotonic_s() - self._started_s, 3))
+        status = await self._view.node(self._identity, round(self._clock.monotonic_s() - self._started_s, 3))
+        return status.model_copy(update={"alarms": self._alarms()})
 
     async def status(self) -> ClusterStatus:
         """Every node's word, and who did not answer. It needs no leader."""

@@ -1,8 +1,8 @@
 """The nodes that are up: each holds a key by a lease, and answers questions about the present.
 
-`quorate/nodes/{name}` is `{"url": …}`, attached to a lease that its node renews. A node that dies is forgotten when
-its lease ends; one that stops in good order takes its key away. A name belongs to whoever has it: a second node of that
-name, at another address, is not announced before the first one's lease has ended, and says so.
+`quorate/nodes/{name}` is `{"url": …, "apps": […]}`, attached to a lease that its node renews. A node that dies is
+forgotten when its lease ends; one that stops in good order takes its key away. A name belongs to whoever has it: a
+second node of that name, at another address, is not announced before the first one's lease has ended, and says so.
 """
 
 import asyncio
@@ -37,8 +37,10 @@ Wait = Callable[[float], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
-class _NodeRecord(msgspec.Struct, frozen=True):
+class _NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     url: str
+    apps: Sequence[str] = ()
+    """Which it runs; none: it was not said. An app reads it that shares work among the nodes that run it."""
 
 
 class StoreFleet:
@@ -121,10 +123,10 @@ async def _get(client: httpx.AsyncClient, url: str) -> Any:
 class FleetMembership:
     """Keeps this node among the nodes that are up, from `join` to `leave`."""
 
-    def __init__(self, store: Store, own: FleetNode, wait: Wait = asyncio.sleep) -> None:
+    def __init__(self, store: Store, own: FleetNode, wait: Wait = asyncio.sleep, apps: Sequence[str] = ()) -> None:
         self._store = store
         self._key = NODES_PREFIX + own.name.encode()
-        self._record = msgspec.json.encode(_NodeRecord(own.url))
+        self._record = msgspec.json.encode(_NodeRecord(own.url, apps))
         self._wait = wait
         self._lease = 0
         self._is_announced = False

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,13 +13,15 @@ import structlog
 from pydantic import BaseModel
 from quorate_core.errors import SettingsError
 
+from quorate_sdk.calls.services import Services
 from quorate_sdk.config_watcher import ConfigWatcher
 from quorate_sdk.control_plane import ControlPlane
 from quorate_sdk.discovery import Discovery
 from quorate_sdk.heartbeat import DRAIN_S_MAX
+from quorate_sdk.leaving import SIGNALS
 from quorate_sdk.live_settings import LiveSettings
 from quorate_sdk.registration import Registration, default_instance_id, validated_spec
-from quorate_sdk.service_http import ServiceTransport, connections, http_client, split_options
+from quorate_sdk.service_http import ServiceTransport, call_options, connections, http_client, split_options
 from quorate_sdk.wire import DEFAULT_NAMESPACE, TTL_S_DEFAULT, InstanceStatus
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -44,9 +47,13 @@ class Client:
         token: str | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         cache_dir: Path | None = None,
+        *,
+        zone: str = "",
     ) -> None:
-        """Raises SettingsError for endpoints that are no URLs."""
+        """`zone`: where this process stands; instances of the same zone are preferred. Raises SettingsError for
+        endpoints that are no URLs."""
         self.namespace = namespace
+        self.zone = zone
         self._endpoints = tuple(endpoints)
         self._token = token
         self.control_plane = ControlPlane(endpoints, token)
@@ -57,21 +64,24 @@ class Client:
         self._transports: list[ServiceTransport] = []
         self._registrations: list[Registration] = []
         self._started = False
+        self._owner_pid = os.getpid()
         self.closed = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """From QUORATE_ENDPOINTS (with commas), QUORATE_TOKEN_FILE, QUORATE_NAMESPACE and QUORATE_CACHE_DIR; the
-        default endpoint is a node on this machine. Raises SettingsError."""
+        """From QUORATE_ENDPOINTS (with commas), QUORATE_TOKEN_FILE, QUORATE_NAMESPACE, QUORATE_CACHE_DIR and
+        QUORATE_ZONE; the default endpoint is a node on this machine. Raises SettingsError."""
         environment = os.environ if environment is None else environment
-        listed = environment.get("QUORATE_ENDPOINTS", DEFAULT_ENDPOINT).split(",")
         cache_dir = environment.get("QUORATE_CACHE_DIR")
         return cls(
-            [url.strip() for url in listed if url.strip()],
-            read_token(environment.get("QUORATE_TOKEN_FILE")),
-            environment.get("QUORATE_NAMESPACE", DEFAULT_NAMESPACE),
-            Path(cache_dir) if cache_dir else None,
-        )
+            *connection_from(environment), Path(cache_dir) if cache_dir else None,
+            zone=environment.get("QUORATE_ZONE", ""),
+        )  # fmt: skip
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process made it; false in a forked child, which must make one of its own."""
+        return self._owner_pid == os.getpid()
 
     def config(self, model: type[ModelT], key: str) -> LiveSettings[ModelT]:
         """Settings that follow the document `key` (`group/key`); the same object for the same model and key."""
@@ -81,17 +91,24 @@ class Client:
         return held
 
     def http(self, **options: Any) -> httpx.AsyncClient:
-        """A client for which `http://inventory/…` is the service `inventory`; `close` closes it. `options` are
-        httpx.AsyncClient's, except those that replace its way to a server, such as transport, mounts and proxy, for
-        which it raises TypeError. Make one and keep it: it holds the connections."""
+        """A client for which `http://inventory/…` is the service `inventory`; `close` closes it. Make one and keep it:
+        it holds the connections, and what it has learned of services.
+
+        `options` are httpx.AsyncClient's, except those that replace its way to a server, such as transport, mounts and
+        proxy, for which it raises TypeError; and ours: `balance` (a name of `calls.options.Balance`), `calls`
+        (`CallSettings`: retries, breaker, ejection), `zone` (else QUORATE_ZONE), `breaker_listeners`."""
         for_connections, for_client = split_options(options)
         client = http_client(self.transport(**for_connections), **for_client)
         self._http_clients.append(client)
         return client
 
     def transport(self, **options: Any) -> ServiceTransport:
-        """What finds instances for `http`; `close` closes it. `options`: service_http.CONNECTION_OPTIONS."""
-        transport = ServiceTransport(self.discovery, connections(**options))
+        """What finds instances for `http`; `close` closes it. `options`: service_http's CONNECTION_OPTIONS and
+        CALL_OPTIONS."""
+        for_services, for_connections = call_options({"zone": self.zone, **options})
+        transport = ServiceTransport(
+            self.discovery, Services(self.discovery, **for_services), connections(**for_connections)
+        )
         self._transports.append(transport)
         return transport
 
@@ -149,6 +166,32 @@ class Client:
             await registration.wait_registered(wait_s)
         return registration
 
+    @contextmanager
+    def stop_signals(self, timeout_s: float = DRAIN_S_MAX) -> Iterator[Callable[[], Awaitable[None]]]:
+        """For a program of its own, which serves without a server such as uvicorn:
+
+            with client.stop_signals() as told_to_stop:
+                await client.register(service="greeter", host="127.0.0.1", port=8000)
+                await told_to_stop()
+
+        It returns after SIGTERM or SIGINT, when it has left the registry (`drain`), and what is there may be finished.
+        Enter it in the main thread, before it registers: a signal that came in between would end the program.
+        """
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, told.set)
+
+        async def told_to_stop() -> None:
+            await told.wait()
+            await self.drain(timeout_s)
+
+        try:
+            yield told_to_stop
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
     async def drain(self, timeout_s: float = DRAIN_S_MAX) -> None:
         """Leave the registry, so that no new request comes; go on serving what is there. Bounded by `timeout_s`."""
         leaving, self._registrations = self._registrations, []
@@ -174,6 +217,16 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def connection_from(environment: Mapping[str, str]) -> tuple[list[str], str | None, str]:
+    """Endpoints, token and namespace, as `Client.from_environment` says. Raises SettingsError."""
+    listed = environment.get("QUORATE_ENDPOINTS", DEFAULT_ENDPOINT).split(",")
+    return (
+        [url.strip() for url in listed if url.strip()],
+        read_token(environment.get("QUORATE_TOKEN_FILE")),
+        environment.get("QUORATE_NAMESPACE", DEFAULT_NAMESPACE),
+    )
 
 
 def read_token(path: str | None) -> str | None:

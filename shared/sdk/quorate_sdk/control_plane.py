@@ -33,11 +33,13 @@ Params = Mapping[str, Any] | list[tuple[str, Any]]
 
 
 class StreamEvent(NamedTuple):
-    """One Server-Sent Event. `id` is the store revision to resume from; `data` is JSON."""
+    """One Server-Sent Event. `id` is the store revision to resume from; `data` is JSON; `endpoint` is the URL of the
+    node that it is from."""
 
     event: str
     id: int | None
     data: str
+    endpoint: str = ""
 
 
 class ControlPlane:
@@ -100,6 +102,16 @@ class ControlPlane:
                 raise call.error
             await asyncio.sleep(delay_s)
 
+    async def tell(self, endpoint: str, path: str, json: Any, timeout_s: float = ATTEMPT_TIMEOUT_S) -> None:
+        """POST to one node, which it concerns alone, in one try. Raises what it answered, or Unavailable."""
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        try:
+            answer = await self._client.post(endpoint + path, json=json, timeout=timeout)
+        except httpx.RequestError as error:
+            raise Unavailable(f"POST {path}: {endpoint} does not answer ({_readable(error)})") from error
+        if not _is_success(answer):
+            raise _read_error(answer)[0]
+
     async def stream_events(
         self, path: str, params: Params | None = None, last_event_id: int | None = None
     ) -> AsyncGenerator[StreamEvent, None]:
@@ -124,7 +136,8 @@ class ControlPlane:
                 async with aclosing(EventSource(answer).aiter_sse()) as events:
                     async for event in events:
                         if event.data:  # a keep-alive comment after an id looks like an event without data
-                            yield StreamEvent(event.event, int(event.id) if event.id.isdecimal() else None, event.data)
+                            event_id = int(event.id) if event.id.isdecimal() else None
+                            yield StreamEvent(event.event, event_id, event.data, url)
         except (httpx.RequestError, httpx.StreamError, SSEError) as error:
             self._endpoints.leave(url)
             raise Unavailable(f"the event stream of {url} failed: {_readable(error)}") from error

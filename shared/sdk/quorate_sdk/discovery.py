@@ -1,6 +1,10 @@
 """Discovery: who serves what, pushed by the registry, kept when the control plane is away, and found again on disk."""
 
 import asyncio
+import itertools
+import os
+import re
+import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -8,14 +12,23 @@ import structlog
 from pydantic import ValidationError
 from quorate_core.tasks import TaskOwner
 
+from quorate_sdk.acknowledging import Acknowledger, InForce, at_once
 from quorate_sdk.cache import CacheFile
-from quorate_sdk.control_plane import ControlPlane, StreamEvent
+from quorate_sdk.control_plane import ControlPlane, Params, StreamEvent
 from quorate_sdk.following import BOOKMARK_SILENCE_S_MAX, EventFollower
 from quorate_sdk.instance_table import CachedInstances, InstanceTable
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import DEFAULT_NAMESPACE, Bookmark, Instance, RegistryDelta, RegistrySnapshot
 
+_numbers = itertools.count(1)
+
 log = structlog.get_logger(__name__)
+
+
+def default_subscriber() -> str:
+    """Another name for each copy in each process: who drains an instance waits for every one of them."""
+    machine = re.sub(r"[^A-Za-z0-9.-]+", "-", socket.gethostname())[:64].strip(".-") or "unnamed"
+    return f"sdk/{machine}/{os.getpid()}-{next(_numbers)}"
 
 
 class Discovery:
@@ -23,6 +36,9 @@ class Discovery:
 
     `services`: those to watch; None for all. `cache_file`: where the last good copy is kept and read at start.
     The copy is never emptied because the control plane is away; `stale_s` says for how long it has been.
+
+    `subscriber`: the name by which this copy acknowledges what it has, unique among all that watch; one is made when
+    none is given. `in_force`: waits until what the copy has is in force; by default it is at once.
     """
 
     def __init__(
@@ -31,6 +47,9 @@ class Discovery:
         namespace: str = DEFAULT_NAMESPACE,
         services: Sequence[str] | None = None,
         cache_file: Path | None = None,
+        *,
+        subscriber: str | None = None,
+        in_force: InForce = at_once,
     ) -> None:
         self.namespace = namespace
         self._watched = None if services is None else sorted(set(services))
@@ -39,13 +58,15 @@ class Discovery:
         self._tasks = TaskOwner(f"discovery/{namespace}")
         self._known = asyncio.Event()
         self._cache = None if cache_file is None else CacheFile(cache_file, self._encode_cache)
+        self._acknowledger = Acknowledger(control_plane, subscriber or "", namespace, in_force)
         self._follower = EventFollower(
             f"registry/{namespace}",
             control_plane,
             f"/v1/registry/{namespace}/watch",
-            lambda: [("service", service) for service in self._watched or ()],
+            self._params,
             self,
             event_silence_s_max=BOOKMARK_SILENCE_S_MAX,
+            acknowledger=self._acknowledger,
         )
 
     def instances(self, service: str) -> tuple[Instance, ...]:
@@ -57,6 +78,11 @@ class Discovery:
     def services(self) -> tuple[str, ...]:
         """Services with at least one instance, by name."""
         return self._table.services
+
+    @property
+    def subscriber(self) -> str:
+        """The name by which this copy acknowledges what it has; empty before `start`, when none was given."""
+        return self._acknowledger.subscriber
 
     @property
     def revision(self) -> int:
@@ -79,9 +105,12 @@ class Discovery:
 
     async def start(self) -> None:
         """Read the cache and begin to watch; does not wait for the control plane."""
+        if not self._acknowledger.subscriber:  # made here: who has made this object may have forked since
+            self._acknowledger.subscriber = default_subscriber()
         if self._cache is not None:
             self._read_cache(self._cache)
             self._tasks.start(self._cache.keep_written(), "cache")
+        self._tasks.start(self._acknowledger.run(), "acknowledgements")
         self._tasks.start(self._follower.run(), "watch")
 
     async def ready(self, timeout_s: float) -> bool:
@@ -94,6 +123,8 @@ class Discovery:
         return True
 
     async def stop(self) -> None:
+        if self.connected:
+            await self._acknowledger.leave()
         await self._tasks.close()
         if self._cache is not None:
             await self._cache.flush()
@@ -114,6 +145,10 @@ class Discovery:
         if changed or event.event == "snapshot":
             self._mark_cache()
         self._tell(changed)
+
+    def _params(self) -> Params:
+        watched = [("service", service) for service in self._watched or ()]
+        return [*watched, ("subscriber", self.subscriber)]
 
     def _tell(self, changed: set[str]) -> None:
         if changed:

@@ -11,6 +11,7 @@ from quorate_core.errors import SettingsError
 
 BACKOFF_FIRST_S = 0.05
 BACKOFF_S_MAX = 2.0
+RECONNECT_SPREAD_S = 1.0
 
 
 class Failure(Enum):
@@ -31,6 +32,12 @@ def backoff_s(failures: int, spread: float) -> float:
     `spread` (0 to 1, at random), so that those who fail together do not return together."""
     whole_s: float = min(BACKOFF_S_MAX, BACKOFF_FIRST_S * 2 ** min(failures - 1, 16))
     return whole_s * (0.5 + 0.5 * spread)
+
+
+def reconnect_s(failures: int, spread: float, *, lived_long: bool) -> float:
+    """Seconds until a stream that has failed `failures` times in a row is opened again. One that `lived_long` has
+    broken with its node, most likely, and with all other streams of that: they come back over a second."""
+    return spread * RECONNECT_SPREAD_S if lived_long else backoff_s(failures, spread)
 
 
 class Endpoints:

@@ -1,27 +1,20 @@
 """A FastAPI (or Starlette) lifespan that registers the application once it listens, and drains it at shutdown.
 
-A server such as uvicorn closes its listener on SIGTERM before it ends the lifespan; an instance that left the registry
-only then would be asked, and refuse, in between. So the lifespan takes the server's place as the handler of SIGTERM
-and SIGINT: it leaves the registry first, and then hands the signal on. A second signal is handed on at once.
+At SIGTERM and SIGINT the registry is left before the server hears of them (`quorate_sdk.leaving`). Under uvicorn's
+reloader, SIGTERM means most often that the next process comes at once, and the reloader keeps the socket open for it:
+then the registration is left as it is, and the next process goes on with it.
 """
 
-import asyncio
+import multiprocessing
 import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from types import FrameType
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import structlog
-from quorate_core.tasks import TaskOwner
-
 from quorate_sdk.client import Client
+from quorate_sdk.leaving import leaving_first
+from quorate_sdk.registration import Registration
 from quorate_sdk.wire import TTL_S_DEFAULT
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-log = structlog.get_logger(__name__)
 
 
 def lifespan(
@@ -57,10 +50,9 @@ def lifespan(
                 service=service, host=host, port=port, instance_id=instance_id, version=version, metadata=metadata,
                 weight=weight, zone=zone, ttl_s=ttl_s, when_listening=True, wait_s=0,
             )  # fmt: skip
-            async with TaskOwner("lifespan") as tasks:
-                with _signals_after(registration.drain, tasks):
-                    yield
-                await registration.drain()
+            with leaving_first(_leave(registration)):
+                yield
+            await registration.drain()
         finally:
             if client is None:
                 await ours.close()
@@ -68,40 +60,15 @@ def lifespan(
     return run
 
 
-@contextmanager
-def _signals_after(leave: Callable[[], Awaitable[None]], tasks: TaskOwner) -> Iterator[None]:
-    """The first SIGTERM or SIGINT reaches the server's handler only after `leave`; later ones at once."""
-    loop = asyncio.get_running_loop()
-    former = {number: signal.getsignal(number) for number in SIGNALS}
-    is_leaving = threading.Event()
+def _leave(registration: Registration) -> Callable[[int], None]:
+    def leave(number: int) -> None:
+        registration.leave(handing_over=number == signal.SIGTERM and _is_under_reloader())
 
-    async def leave_first(number: int, hand_on: Callable[[int, FrameType | None], Any]) -> None:
-        try:
-            await leave()
-        except Exception:
-            log.exception("drain_failed")
-        hand_on(number, None)
+    return leave
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        hand_on = former[signal.Signals(number)]
-        if not callable(hand_on):
-            return
-        if is_leaving.is_set():
-            hand_on(number, frame)
-            return
-        is_leaving.set()
-        loop.call_soon_threadsafe(lambda: tasks.start(leave_first(number, hand_on), "leave"))
 
-    # Without a handler of the server's, the signal's default ends the process, and nothing is to be handed on.
-    # Only the main thread may set one.
-    taken = [number for number in SIGNALS if callable(former[number]) and former[number] != signal.default_int_handler]
-    if threading.current_thread() is not threading.main_thread():
-        taken = []
-    for number in taken:
-        signal.signal(number, on_signal)
-    try:
-        yield
-    finally:
-        for number in taken:
-            if signal.getsignal(number) is on_signal:
-                signal.signal(number, former[number])
+def _is_under_reloader() -> bool:
+    """Whether uvicorn's reloader has started this process: it hands over its settings as an argument. Nothing of
+    uvicorn's says so in public."""
+    config = getattr(multiprocessing.current_process(), "_kwargs", {}).get("config")
+    return bool(getattr(config, "should_reload", False))

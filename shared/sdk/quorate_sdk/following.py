@@ -21,8 +21,9 @@ import structlog
 from pydantic import ValidationError
 from quorate_core.errors import Compacted, FutureRevision, QuorateError, Unavailable
 
+from quorate_sdk.acknowledging import Acknowledger
 from quorate_sdk.control_plane import ControlPlane, Params, StreamEvent
-from quorate_sdk.failover import backoff_s
+from quorate_sdk.failover import reconnect_s
 
 STREAM_STABLE_S = 5.0
 """A stream that has lived so long was good: the backoff starts anew after it."""
@@ -56,6 +57,7 @@ class EventFollower:
 
     `event_silence_s_max`: when a server promises bookmarks, a stream that brings none for so long is of a node that
     is cut off from the others, and another one is asked. None: keep-alive comments are enough.
+    `acknowledger`: answers `acknowledge` events, each after everything before it has been applied.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class EventFollower:
         copy: Copy,
         *,
         event_silence_s_max: float | None = None,
+        acknowledger: Acknowledger | None = None,
         chance: random.Random | None = None,
     ) -> None:
         self._name = name
@@ -75,6 +78,7 @@ class EventFollower:
         self._params = params
         self._copy = copy
         self._event_silence_s_max = event_silence_s_max
+        self._acknowledger = acknowledger
         self._chance = chance or random.Random()
         self._resume = True
         self._failures = 0
@@ -125,7 +129,7 @@ class EventFollower:
         if not self._restart.is_set():
             lived_long = time.monotonic() - began_at_s >= STREAM_STABLE_S
             self._failures = 1 if lived_long else self._failures + 1
-            await asyncio.sleep(backoff_s(self._failures, self._chance.random()))
+            await asyncio.sleep(reconnect_s(self._failures, self._chance.random(), lived_long=lived_long))
 
     async def _until_restart(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -160,6 +164,12 @@ class EventFollower:
     def _take(self, event: StreamEvent) -> None:
         if event.event == "resync":
             raise _MustResync(f"the server asked for a new start: {event.data}")
+        if self._acknowledger is not None:
+            self._acknowledger.heard_from(event)
+        if event.event == "acknowledge":
+            if self._acknowledger is not None:
+                self._acknowledger.take(event)
+            return
         try:
             self._copy.apply(event)
         except ValidationError as error:

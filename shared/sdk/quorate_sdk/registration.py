@@ -12,6 +12,7 @@ from quorate_core.errors import SettingsError
 from quorate_sdk.control_plane import BlockingControlPlane
 from quorate_sdk.heartbeat import DRAIN_S_MAX, InstanceKeeper
 from quorate_sdk.wire import DEFAULT_NAMESPACE, InstanceRef, InstanceSpec, InstanceStatus
+from quorate_sdk.worker_group import Alone, join_group
 
 PROBE_TIMEOUT_S = 0.5
 
@@ -19,7 +20,9 @@ PROBE_TIMEOUT_S = 0.5
 class Registration:
     """One registered instance. Heartbeats run on a thread of their own, see `quorate_sdk.heartbeat`.
 
-    It works while the control plane is away: registering goes on in the background until it succeeds.
+    It works while the control plane is away: registering goes on in the background until it succeeds. Processes of one
+    machine that register the same instance, as the workers of one server do, share it: one of them acts, and the last
+    one to leave deregisters (`quorate_sdk.worker_group`).
     """
 
     def __init__(
@@ -32,9 +35,10 @@ class Registration:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         when_listening: bool = False,
+        shared: bool = True,
     ) -> None:
-        """`when_listening`: register only once something listens on the instance's address. Raises SettingsError for
-        a name that the registry would refuse."""
+        """`when_listening`: register only once something listens on the instance's address. `shared`: with other
+        processes that register the same. Raises SettingsError for a name that the registry would refuse."""
         try:
             InstanceRef(namespace=namespace, service=service, id=instance_id)
         except ValidationError as error:
@@ -44,12 +48,18 @@ class Registration:
         self._keeper = InstanceKeeper(
             BlockingControlPlane(endpoints, token), namespace, service, instance_id, spec,
             is_listening=_probe(spec.host, spec.port) if when_listening else None,
+            join=(lambda: join_group(endpoints, namespace, service, instance_id)) if shared else Alone,
         )  # fmt: skip
 
     @property
     def registered(self) -> bool:
         """Whether the registry is known to have it."""
         return self._keeper.registered.is_set()
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process started it; false in a forked child, which neither renews nor ends it."""
+        return self._keeper.is_owned
 
     @property
     def revision(self) -> int:
@@ -87,7 +97,12 @@ class Registration:
     async def drain(self, timeout_s: float = DRAIN_S_MAX) -> None:
         """Mark it DRAINING, give subscribers a moment, deregister. When the control plane cannot be reached within
         `timeout_s` seconds, the registration ends by its time to live."""
-        await asyncio.to_thread(self._keeper.drain, timeout_s)
+        await asyncio.to_thread(self.leave, timeout_s)
+
+    def leave(self, timeout_s: float = DRAIN_S_MAX, *, handing_over: bool = False) -> None:
+        """`drain`, for callers without an event loop. `handing_over`: leave the registration as it is, for a process
+        that comes next and registers the same; without one it ends by its time to live."""
+        self._keeper.drain(timeout_s, handing_over=handing_over)
 
 
 def validated_spec(fields: Mapping[str, Any]) -> InstanceSpec:

@@ -22,12 +22,19 @@ _settings: dict[tuple[str, type[BaseModel]], "SharedSettings[Any]"] = {}
 
 
 def default_client() -> Client:
-    """One for the process; a new one after the former was closed. Raises SettingsError for a bad environment."""
-    if not _clients or _clients[0].closed:
+    """One for the process; a new one after the former was closed, and in a forked child, which leaves its parent's
+    alone. Raises SettingsError for a bad environment."""
+    if not _clients or _clients[0].closed or not _clients[0].is_owned:
         _clients[:] = [Client.from_environment()]
         for settings in _settings.values():
             settings.follow(_clients[0])
     return _clients[0]
+
+
+def forget_default_client() -> None:
+    """Have the next use make a new one, from the environment as it is by then. The former is not closed: it is for
+    tests, which may be without the event loop that it belongs to."""
+    _clients.clear()
 
 
 class SharedSettings(Generic[ModelT]):

@@ -8,10 +8,20 @@ Registry, under `/v1/registry`:
     DELETE /{namespace}/services/{service}/instances/{id}   -> Deregistered
     POST   /heartbeat                                       Heartbeat -> HeartbeatResult
     GET    /{namespace}/services                            -> ServiceList
-    GET    /{namespace}/services/{service}                  -> ServiceInstances
+    GET    /{namespace}/services/{service}                  -> ServiceInstances; ETag, gzip
              ?consistency=linearizable|stale  ?min_revision=N&wait=SECONDS (blocking query)
-    GET    /{namespace}/watch?service=a&service=b           -> Server-Sent Events (no service: all of them)
-             resumes by the `Last-Event-ID` header or ?revision=N
+             ?status=&zone=&version=&tag= (repeatable: any of these)
+    GET    /{namespace}/services/{service}/settings         -> ServiceSettings (the defaults when none are set)
+    PUT    /{namespace}/services/{service}/settings         ServiceSettings -> ServiceSettings
+    DELETE /{namespace}/services/{service}/settings         -> ServiceSettings (the defaults)
+    POST   /{namespace}/services/{service}/instances/{id}/drain?wait=SECONDS  -> Drained
+    GET    /namespaces                                      -> NamespaceList
+    POST   /acks                                            Acknowledgement
+    GET    /{namespace}/watch?service=a&prefix=b            -> Server-Sent Events (neither: all of them)
+             resumes by the `Last-Event-ID` header or ?revision=N; ?subscriber=NAME: who is to acknowledge
+
+Whoever writes may say who it is by the header `Quorate-Author`: a claim, and no proof. Answers of the registry carry
+the revision that they are of in `Quorate-Revision`.
 
 Config center, under `/v1/config`:
 
@@ -30,6 +40,7 @@ Server-Sent Events, in both: `id` is the store revision, `data` is JSON.
     delta      the changes up to the revision, newest state of each name only
     bookmark   nothing changed for this watch up to the revision
     resync     the server gives up on this stream (`{"reason": …}`); connect again without a revision
+    acknowledge  of the registry, to those with a name: say by POST /acks when everything up to the revision is in force
 
 Cluster, under `/v1/cluster`:
 
@@ -46,9 +57,9 @@ Errors are application/problem+json (RFC 9457) with `retry`: safe, unknown or ne
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -57,6 +68,10 @@ KEY_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 """An instance id or a document's key: letters, digits, `.`, `_`, `-`; at most 128 characters."""
 
+SUBSCRIBER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?$"
+"""Who watches, such as `gateway/gateway-1`."""
+AUTHOR_CHARS_MAX = 128
+TAGS_MAX = 32
 METADATA_ENTRIES_MAX = 64
 Metadata = Annotated[
     dict[
@@ -98,35 +113,107 @@ def _known_status(status: object) -> object:
     return InstanceStatus.OUT_OF_SERVICE if is_later else status
 
 
-class InstanceSpec(_Request):
-    """What registers an instance. It is gone `ttl_s` seconds after its last heartbeat.
+class _Check(_Request):
+    """When an instance is asked how it is, at its own address. Results in a row decide: the very first one alone, then
+    `unhealthy_after` that are bad, and `healthy_after` that are good."""
 
-    `weight`: its part of what the gateway sends to all instances; 0 takes no traffic. The
-    SDK's own client counts all alike.
+    interval_s: Annotated[float, Field(strict=True, ge=1, le=3_600, allow_inf_nan=False)] = 10.0
+    timeout_s: Annotated[float, Field(strict=True, ge=0.1, le=60, allow_inf_nan=False)] = 1.0
+    healthy_after: Annotated[int, Field(strict=True, ge=1, le=10)] = 2
+    unhealthy_after: Annotated[int, Field(strict=True, ge=1, le=10)] = 3
+    port: Annotated[int, Field(strict=True, ge=1, le=65_535)] | None = None
+    """Where it is asked; None: where it serves."""
+
+    @model_validator(mode="after")
+    def _ends_before_the_next(self) -> Self:
+        if self.timeout_s > self.interval_s:
+            raise ValueError(f"timeout_s={self.timeout_s:g} is longer than interval_s={self.interval_s:g}")
+        return self
+
+
+class HttpCheck(_Check):
+    """Good is an answer to GET with a status of the range. Redirects are not followed."""
+
+    type: Literal["http"]
+    path: Annotated[str, StringConstraints(max_length=1_024, pattern=r"^/[\x21-\x7e]*$")] = "/"
+    host: Annotated[str, StringConstraints(max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]*$")] = ""
+    """The Host field; empty: the address that is asked."""
+    status_min: Annotated[int, Field(strict=True, ge=100, le=599)] = 200
+    status_max: Annotated[int, Field(strict=True, ge=100, le=599)] = 399
+
+
+class TcpCheck(_Check):
+    """Good is a connection."""
+
+    type: Literal["tcp"]
+
+
+class GrpcCheck(_Check):
+    """Good is SERVING by `grpc.health.v1.Health/Check`, asked for `service`; empty: for the server as a whole."""
+
+    type: Literal["grpc"]
+    service: Annotated[str, StringConstraints(max_length=253, pattern=r"^[A-Za-z0-9._/-]*$")] = ""
+
+
+HealthCheck = Annotated[HttpCheck | TcpCheck | GrpcCheck, Field(discriminator="type")]
+
+
+class InstanceSpec(_Request):
+    """What registers an instance. An `ephemeral` one lives by heartbeats: it has lapsed `ttl_s` seconds after the last
+    one. One that is not ephemeral stays until somebody deregisters it; whether it is up its `check` says, or else the
+    service's default one, or else nobody.
+
+    `weight`: its part of what is sent to all instances; 0 takes no traffic.
     """
 
     host: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
-    port: Annotated[int, Field(ge=1, le=65_535)]
-    scheme: Literal["http", "https"] = "http"
-    weight: Annotated[int, Field(ge=0, le=1_000)] = 100
+    port: Annotated[int, Field(strict=True, ge=1, le=65_535)]
+    scheme: Literal["http", "https", "grpc", "tcp"] = "http"
+    """The gateway routes to http alone."""
+    weight: Annotated[int, Field(strict=True, ge=0, le=1_000)] = 100
     zone: Annotated[str, StringConstraints(max_length=63)] = ""
     version: Annotated[str, StringConstraints(max_length=63)] = ""
+    tags: Annotated[list[Key], Field(max_length=TAGS_MAX)] = []
     metadata: Metadata = {}
     status: InstanceStatus = InstanceStatus.UP
-    ttl_s: Annotated[int, Field(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S_DEFAULT
+    ttl_s: Annotated[int, Field(strict=True, ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S_DEFAULT
+    ephemeral: Annotated[bool, Field(strict=True)] = True
+    check: HealthCheck | None = None
+
+    @model_validator(mode="after")
+    def _is_checked_or_beats(self) -> Self:
+        if self.ephemeral and self.check is not None:
+            raise ValueError("check is for instances with ephemeral=false: an ephemeral one lives by its heartbeats")
+        return self
 
 
 class InstancePatch(_Request):
     """Changes only what is given."""
 
-    weight: Annotated[int, Field(ge=0, le=1_000)] | None = None
+    weight: Annotated[int, Field(strict=True, ge=0, le=1_000)] | None = None
     status: InstanceStatus | None = None
+    tags: Annotated[list[Key], Field(max_length=TAGS_MAX)] | None = None
     metadata: Metadata | None = None
-    """Replaces the former as a whole."""
+    """Both replace the former as a whole."""
+
+
+class InstanceHealth(_Answer):
+    """What the last checks in a row have decided, and what the one that decided has seen."""
+
+    passing: bool
+    output: str = ""
+    checked_by: str = ""
+    """The node that checks."""
+    since: str = ""
+    """RFC 3339, UTC."""
 
 
 class Instance(_Answer):
-    """An instance as others see it. `revision` is the store revision of its last change."""
+    """An instance as others see it. `revision` is the store revision of its last change.
+
+    `stale`: its heartbeats have ended, and those of so many others of the service too that the list is kept as it
+    was while somebody looks whether it is really gone.
+    """
 
     namespace: str
     service: str
@@ -142,6 +229,11 @@ class Instance(_Answer):
     """One of a later server reads as OUT_OF_SERVICE: it takes no traffic."""
     ttl_s: int
     revision: int
+    tags: list[str] = []
+    ephemeral: bool = True
+    stale: bool = False
+    health: InstanceHealth | None = None
+    """Of one that is checked, once it was."""
 
     @property
     def authority(self) -> str:
@@ -186,12 +278,84 @@ class ServiceInstances(_Answer):
     service: str
     revision: int
     instances: list[Instance]
+    is_protected: bool = False
+    """So many instances have lapsed at once that they are kept, marked stale, until it is known that they are gone."""
+
+
+class ServiceSettings(_Request):
+    """Of one service. It is protected while fewer than `protection_threshold` of its ephemeral instances are alive, for
+    `hold_s` seconds at most after they have lapsed; 0 switches that off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protection_threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.5
+    hold_s: Annotated[int, Field(strict=True, ge=10, le=86_400)] = 300
+    default_check: HealthCheck | None = None
+    """For instances that are not ephemeral and bring none."""
+
+
+class NamespaceSummary(_Answer):
+    namespace: str
+    services: int
+    instances: int
+
+
+class NamespaceList(_Answer):
+    revision: int
+    namespaces: list[NamespaceSummary]
+
+
+class Acknowledgement(_Request):
+    """`subscriber` has in force whatever the registry had in this namespace up to `revision`."""
+
+    subscriber: Annotated[str, StringConstraints(pattern=SUBSCRIBER_PATTERN)]
+    namespace: Name = DEFAULT_NAMESPACE
+    revision: Annotated[int, Field(strict=True, ge=0)]
+    stream: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    """As the event said, which tells streams of one name apart; empty: the only one of this name."""
+    leaving: Annotated[bool, Field(strict=True)] = False
+    """It watches no more, in good order: nobody has to wait for it."""
+
+
+class AcknowledgeRequest(_Answer):
+    """`acknowledge` of a registry watch."""
+
+    revision: int
+    stream: str = ""
+
+
+class PendingSubscriber(_Answer):
+    """One that watches the service at `node`, and has said that it has `revision` in force, 0 if nothing. Without a
+    name it cannot say so; then `subscriber` is its address."""
+
+    subscriber: str
+    node: str
+    revision: int
+
+
+class SilentNode(_Answer):
+    """A node whose subscribers could not be asked."""
+
+    node: str
+    error: str
+
+
+class Drained(_Answer):
+    """`drained`: everybody who watches has acknowledged `revision`, from which on the instance takes no traffic."""
+
+    revision: int
+    drained: bool
+    acknowledged: list[str]
+    pending: list[PendingSubscriber] = []
+    silent_nodes: list[SilentNode] = []
 
 
 class ServiceSummary(_Answer):
     service: str
     instances: int
     up: int
+    stale: int = 0
+    is_protected: bool = False
 
 
 class ServiceList(_Answer):
@@ -205,6 +369,32 @@ class RegistrySnapshot(_Answer):
 
     revision: int
     services: dict[str, list[Instance]]
+
+
+class Change(_Answer):
+    """One line of "what changed". `details` has, by field, what it was before and what it is since; of contents of
+    documents only their versions."""
+
+    revision: int
+    at: str
+    """RFC 3339, UTC; empty when it is not known."""
+    kind: str
+    """instance, service, config or route; or of a later version."""
+    namespace: str
+    name: str
+    what: str
+    by: str = ""
+    details: dict[str, list[str]] = {}
+
+
+class ChangeList(_Answer):
+    """From `from_revision` to `to_revision`, both included, oldest first; `complete` is false when more was asked for
+    than is remembered, or than fits."""
+
+    from_revision: int
+    to_revision: int
+    complete: bool
+    changes: list[Change]
 
 
 class InstanceChange(_Answer):
@@ -348,6 +538,8 @@ class NodeStatus(_Answer):
     quota_bytes: int = 0
     """From how many `store_bytes` on the store refuses to grow; 0: not known."""
     store: ExternalStore | None = None
+    alarms: list[str] = []
+    """What an operator should know of this node's apps, such as that it shows another state than others."""
 
 
 class NodeReport(_Answer):

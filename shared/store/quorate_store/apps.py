@@ -1,7 +1,8 @@
 """What a node hands to an app, and what it wants of it.
 
 An app is found by the entry-point group `quorate.apps` (name to class, called without arguments), so that apps
-need not know the node, nor each other.
+need not know the node, nor each other. What not every app can do is a protocol of its own: `chronicle.Chronicler`,
+`chronicle.Alarming`.
 """
 
 import asyncio

@@ -46,12 +46,12 @@ def test_without_a_platform_the_error_says_how_to_start_one(quorate: Make) -> No
 
 
 def test_services_are_listed_for_people_and_for_scripts(quorate: Make, named: Make, make_answer: Make) -> None:
-    summary = {"service": "order", "instances": 2, "up": 1}
+    summary = {"service": "order", "instances": 2, "up": 1, "stale": 0, "is_protected": False}
     body = {"namespace": "default", "revision": 9, "services": [summary]}
     server = named(make_answer(body=body))
     code, out, _ = quorate("services")
     assert code == 0
-    assert ["order", "2", "1"] in [line.split() for line in out.splitlines()]
+    assert ["order", "2", "1", "0", "-"] in [line.split() for line in out.splitlines()]
     code, out, _ = quorate("services", "--json", "--namespace", "shop")
     assert json.loads(out) == body
     assert [asked.path for asked in server.asked] == ["/v1/registry/default/services", "/v1/registry/shop/services"]

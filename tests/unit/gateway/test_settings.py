@@ -22,6 +22,7 @@ def read(*arguments: str) -> GatewaySettings:
         (["--workers", "0"], "--workers "),
         (["--workers", "16"], "--workers "),
         (["--trusted-proxies", "10.0.0.0/8,10.0.0.1/8"], "--trusted-proxies.*'10.0.0.1/8' is no network"),
+        (["--trusted-proxies", "10.0.0.0/99"], "'10.0.0.0/99' is no network"),
         (["--trusted-proxies", "proxy.example"], "'proxy.example' is no network"),
         (TLS[:2], "both of --tls-certificate-file and --tls-key-file"),
         (TLS[2:], "both of --tls-certificate-file and --tls-key-file"),

@@ -149,3 +149,19 @@ async def test_a_breaker_that_is_released_is_released_in_the_worker_too() -> Non
         feed.was_applied(await worker.take(update))
         assert forced_breakers(worker.followed.snapshot) == state
     assert {route.breaker.state for route in worker.followed.snapshot.routes if route.breaker} == {BreakerState.CLOSED}
+
+
+async def test_what_a_worker_serves_by_is_known_by_number_though_nothing_had_to_be_sent() -> None:
+    feed, worker = Feed(), Worker()
+    first = snapshot_of()
+    update = feed.next_update(Told(first, number=3))
+    assert (update is not None, feed.told_applied) == (True, 0)
+    # While it works on that, there is another one, and then the first again.
+    assert feed.next_update(Told(snapshot_of(ports=(1,), former=first), number=4)) is None
+    assert feed.next_update(Told(first, number=5)) is None
+    assert feed.told_applied == 0
+    assert update is not None
+    feed.was_applied(await worker.take(update))
+    assert feed.told_applied == 3
+    assert feed.next_update(Told(first, number=5)) is None
+    assert feed.told_applied == 5

@@ -102,3 +102,19 @@ async def test_a_learner_that_is_silent_takes_no_part_in_naming_the_leader(clien
 async def test_a_node_answers_for_itself_alone(client: httpx.AsyncClient) -> None:
     answer = NodeStatus.model_validate_json((await client.get("/v1/cluster/node")).content)
     assert (answer.name, answer.role, answer.leader) == ("n1", "leader", "n1")
+
+
+async def test_what_apps_want_an_operator_to_know_is_part_of_the_nodes_word(tmp_path: Path) -> None:
+    alarms: list[str] = []
+    async with local_store(tmp_path, name="n1") as store:
+        api = create_app(Surface("test", Protection.for_address(LOOPBACK, LOOPBACK, None)))
+        control = ScriptedCluster("n1", Membership((Member("n1", "n1:1"),)), "n1")
+        async with StoreFleet(store, FleetNode("n1", "http://127.0.0.1"), api) as fleet, client_of(api) as client:
+            members, identity = Members(control, fleet, "c-1"), Identity("n1", "http://127.0.0.1", ())
+            view = MemberView(store, control)
+            ClusterApi(identity, view, members, fleet, ManualClock(), lambda: list(alarms)).mount(api)
+            assert (await client.get("/v1/cluster/node")).json()["alarms"] == []
+            alarms.append("copies differ")
+            assert (await client.get("/v1/cluster/node")).json()["alarms"] == ["copies differ"]
+            [own] = (await client.get("/v1/cluster/status")).json()["nodes"]
+    assert own["status"]["alarms"] == ["copies differ"]

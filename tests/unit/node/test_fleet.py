@@ -197,6 +197,15 @@ async def test_two_nodes_of_one_name_do_not_push_each_other_out(
     assert (await store.range(KEY)).kvs[0].value == b'{"url":"http://10.0.0.2"}'
 
 
+async def test_a_node_says_which_apps_it_runs(store: LeaderlessStore, tasks: TaskOwner) -> None:
+    """So that work of an app is not given to a node that does not run it."""
+    wait = DrivenWait()
+    FleetMembership(store, OWN, wait, apps=["registry"]).join(tasks)
+    await wait.asked_s()
+    (announced,) = (await store.store.range(KEY)).kvs
+    assert announced.value == b'{"url":"%s","apps":["registry"]}' % OWN.url.encode()
+
+
 async def test_a_node_that_dies_is_forgotten_when_its_lease_ends(
     store: LeaderlessStore, clock: ManualClock, tasks: TaskOwner
 ) -> None:

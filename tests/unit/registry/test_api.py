@@ -8,8 +8,15 @@ from typing import Any
 import httpx
 import pytest
 from quorate_core.clock import ManualClock
-from quorate_registry.model import KEY_PREFIX, KEY_PREFIX_END, instance_name
-from quorate_sdk.wire import HEARTBEAT_INSTANCES_MAX, Instance, ServiceInstances
+from quorate_registry.model import (
+    KEY_PREFIX,
+    KEY_PREFIX_END,
+    REGISTRY_PREFIX,
+    REGISTRY_PREFIX_END,
+    decode_note,
+    decode_record,
+)
+from quorate_sdk.wire import HEARTBEAT_INSTANCES_MAX, Instance, ServiceInstances, ServiceSettings
 from quorate_store.model import EventKind
 from quorate_store.port import Store
 from support.registry_server import WAIT_S_MAX, BreakableStore, asgi_client
@@ -43,7 +50,10 @@ async def listed(client: httpx.AsyncClient, service: str = "order", **params: An
     return ServiceInstances.model_validate_json(answer.content)
 
 
-async def lease_of(store: Store, key: bytes = KEY_PREFIX + b"default/order/order-1") -> int:
+ALIVE_1 = b"quorate/registry-alive/default/order/order-1"
+
+
+async def lease_of(store: Store, key: bytes = ALIVE_1) -> int:
     return (await store.range(key)).kvs[0].lease
 
 
@@ -91,18 +101,163 @@ async def test_registering_again_with_another_time_to_live_never_flaps(client: h
     assert list(await store.lease_keepalive([former])) == [former]
 
 
-async def test_an_instance_without_heartbeats_is_gone_after_its_time_to_live(
+async def until_lapsed(store: Store, clock: ManualClock, seconds: float, *keys: bytes) -> None:
+    """Let time pass until these alive keys have gone."""
+    async with store.watch(REGISTRY_PREFIX, REGISTRY_PREFIX_END) as watch, asyncio.timeout(WAIT_S_MAX):
+        batches, gone = aiter(watch), set[bytes]()
+        await anext(batches)
+        clock.advance(seconds)
+        while gone < set(keys):
+            gone.update(event.kv.key for event in (await anext(batches)).events if event.kind is EventKind.DELETE)
+    assert gone == set(keys)
+
+
+async def test_one_of_many_without_heartbeats_is_hidden_after_its_time_to_live(
     client: httpx.AsyncClient, store: Store, clock: ManualClock
 ) -> None:
     await client.put(ORDER_1, json={**SPEC, "ttl_s": 5})
-    async with store.watch(KEY_PREFIX, KEY_PREFIX_END) as watch, asyncio.timeout(WAIT_S_MAX):
-        batches = aiter(watch)
-        await anext(batches)
-        clock.advance(60)
-        gone = (await anext(batches)).events
-    assert [(event.kind, instance_name(event.kv.key).id) for event in gone] == [(EventKind.DELETE, "order-1")]
-    assert (await listed(client)).instances == []
+    for number in (2, 3):
+        await client.put(f"{SERVICES}/order/instances/order-{number}", json={**SPEC, "ttl_s": 600})
+    await until_lapsed(store, clock, 60, ALIVE_1)
+    found = await listed(client)
+    assert [instance.id for instance in found.instances] == ["order-2", "order-3"]
+    assert not found.is_protected
     assert (await client.get(ORDER_1)).status_code == 404
+    assert (await client.patch(ORDER_1, json={"weight": 1})).status_code == 404
+    answer = await client.put(ORDER_1, json=SPEC)
+    assert answer.status_code == 201, "it begins anew"
+    assert [instance.id for instance in (await listed(client)).instances] == ["order-1", "order-2", "order-3"]
+
+
+async def test_when_most_are_gone_at_once_they_stay_marked_stale_until_they_are_back(
+    client: httpx.AsyncClient, store: Store, clock: ManualClock
+) -> None:
+    await client.put(ORDER_1, json={**SPEC, "ttl_s": 5})
+    await until_lapsed(store, clock, 60, ALIVE_1)
+    found = await listed(client)
+    assert [(instance.id, instance.stale, instance.status) for instance in found.instances] == [("order-1", True, "UP")]
+    assert found.is_protected
+    summary = (await client.get(SERVICES)).json()["services"]
+    assert summary == [{"service": "order", "instances": 1, "up": 0, "stale": 1, "is_protected": True}]
+    assert (await client.patch(ORDER_1, json={"weight": 1})).json()["stale"]
+    beat = await client.post("/v1/registry/heartbeat", json={"instances": [{"service": "order", "id": "order-1"}]})
+    assert [one["id"] for one in beat.json()["unknown"]] == ["order-1"], "it has to register again"
+    await client.put(ORDER_1, json=SPEC)
+    found = await listed(client)
+    assert ([instance.stale for instance in found.instances], found.is_protected) == ([False], False)
+
+
+async def test_without_protection_all_may_go_at_once(
+    client: httpx.AsyncClient, store: Store, clock: ManualClock
+) -> None:
+    settings = f"{SERVICES}/order/settings"
+    assert (await client.get(settings)).json() == ServiceSettings().model_dump()
+    answer = await client.put(settings, json={"protection_threshold": 0})
+    assert answer.json()["protection_threshold"] == 0
+    await client.put(ORDER_1, json={**SPEC, "ttl_s": 5})
+    await until_lapsed(store, clock, 60, ALIVE_1)
+    assert (await listed(client)).instances == []
+    assert (await client.delete(settings)).json() == ServiceSettings().model_dump()
+    assert [instance.stale for instance in (await listed(client)).instances] == [True], "which counts at once"
+    for wrong in ({"protection_threshold": 1.1}, {"hold_s": 9}, {"hold_s": True}, {"threshold": 1}):
+        assert (await client.put(settings, json=wrong)).status_code == 400, wrong
+
+
+async def test_a_persistent_instance_needs_no_heartbeats_and_waits_for_its_first_check(
+    client: httpx.AsyncClient, store: Store, clock: ManualClock
+) -> None:
+    spec = {"host": "192.0.2.1", "port": 9001, "ephemeral": False}
+    answer = await client.put(ORDER_1, json=spec)
+    assert (answer.status_code, answer.json()["status"]) == (201, "UP"), "nobody checks it"
+    clock.advance(86_400 * 2)
+    assert [instance.status for instance in (await listed(client)).instances] == ["UP"]
+    checked = {**spec, "check": {"type": "tcp", "interval_s": 3_600}}
+    assert (await client.put(ORDER_1, json=checked)).json()["status"] == "STARTING"
+    beat = await client.post("/v1/registry/heartbeat", json={"instances": [{"service": "order", "id": "order-1"}]})
+    assert beat.json() == {"renewed": 1, "unknown": []}
+    assert (await client.put(ORDER_1, json={**SPEC, "check": {"type": "tcp"}})).status_code == 400
+    assert (await client.delete(ORDER_1)).status_code == 200
+    assert (await client.get(ORDER_1)).status_code == 404
+
+
+async def test_an_instance_may_become_persistent_and_ephemeral_again(
+    client: httpx.AsyncClient, store: Store, clock: ManualClock
+) -> None:
+    await client.put(ORDER_1, json={**SPEC, "ttl_s": 5})
+    await client.put(ORDER_1, json={**SPEC, "ephemeral": False})
+    assert (await store.range(ALIVE_1)).kvs == ()
+    clock.advance(60)
+    assert [instance.stale for instance in (await listed(client)).instances] == [False]
+    await client.put(ORDER_1, json={**SPEC, "ttl_s": 5})
+    await until_lapsed(store, clock, 60, ALIVE_1)
+
+
+async def test_a_list_has_an_etag_of_what_is_shown_and_the_revision_it_is_of(
+    client: httpx.AsyncClient, store: Store
+) -> None:
+    await client.put(ORDER_1, json=SPEC)
+    answer = await client.get(f"{SERVICES}/order")
+    assert int(answer.headers["quorate-revision"]) == answer.json()["revision"]
+    await store.put(b"something-else", b"")
+    again = await client.get(f"{SERVICES}/order", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert int(again.headers["quorate-revision"]) > answer.json()["revision"]
+    await client.patch(ORDER_1, json={"weight": 5})
+    changed = await client.get(f"{SERVICES}/order", headers={"If-None-Match": answer.headers["etag"]})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != answer.headers["etag"]
+
+
+async def test_long_lists_are_compressed_for_those_who_take_it(client: httpx.AsyncClient) -> None:
+    for number in range(8):
+        await client.put(f"{SERVICES}/order/instances/order-{number}", json=SPEC)
+    plain = await client.get(f"{SERVICES}/order", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    for accepted, is_zipped in (("gzip", True), ("br, GZIP;q=0.5", True), ("gzip;q=0", False), ("deflate", False)):
+        answer = await client.get(f"{SERVICES}/order", headers={"Accept-Encoding": accepted})
+        assert (answer.headers.get("content-encoding") == "gzip") is is_zipped
+        assert answer.json() == plain.json()
+
+
+async def test_lists_are_filtered_by_any_of_each_kind(client: httpx.AsyncClient) -> None:
+    kinds = [("a", "1", ["blue"]), ("b", "1", ["green", "canary"]), ("b", "2", [])]
+    for number, (zone, version, tags) in enumerate(kinds):
+        spec = {**SPEC, "zone": zone, "version": version, "tags": tags}
+        await client.put(f"{SERVICES}/order/instances/{number}", json=spec)
+    await client.patch(f"{SERVICES}/order/instances/2", json={"status": "DRAINING", "tags": ["old"]})
+
+    async def ids(**params: object) -> list[str]:
+        return [instance.id for instance in (await listed(client, **params)).instances]
+
+    assert await ids(zone="b") == ["1", "2"]
+    assert await ids(zone="b", version="1") == ["1"]
+    assert await ids(tag=["blue", "canary"]) == ["0", "1"]
+    assert await ids(status="UP") == ["0", "1"]
+    assert await ids(tag="old", status=["UP", "DRAINING"]) == ["2"]
+    assert await ids(zone="nowhere") == []
+    assert (await client.get(f"{SERVICES}/order", params={"status": "up"})).status_code == 400
+
+
+async def test_namespaces_are_those_with_instances(client: httpx.AsyncClient) -> None:
+    await client.put(ORDER_1, json=SPEC)
+    await client.put("/v1/registry/other/services/a/instances/1", json=SPEC)
+    await client.put("/v1/registry/other/services/b/instances/1", json=SPEC)
+    await client.delete("/v1/registry/other/services/b/instances/1")
+    assert (await client.get("/v1/registry/namespaces")).json()["namespaces"] == [
+        {"namespace": "default", "services": 1, "instances": 1}, {"namespace": "other", "services": 1, "instances": 1},
+    ]  # fmt: skip
+
+
+async def test_who_changed_it_is_written_down(client: httpx.AsyncClient, store: Store) -> None:
+    await client.put(ORDER_1, json=SPEC, headers={"Quorate-Author": "ada@laptop"})
+    key = KEY_PREFIX + b"default/order/order-1"
+    assert decode_record((await store.range(key)).kvs[0].value).changed_by == "ada@laptop"
+    await client.patch(ORDER_1, json={"weight": 3})
+    assert decode_record((await store.range(key)).kvs[0].value).changed_by.startswith("127.0.0.1")
+    await client.delete(ORDER_1, headers={"Quorate-Author": "eve"})
+    note = decode_note((await store.range(b"quorate/registry-notes/default/order")).kvs[0].value)
+    assert (note.id, note.by, note.reason) == ("order-1", "eve", "deregistered")
+    assert (await client.put(ORDER_1, json=SPEC, headers={"Quorate-Author": "x" * 129})).status_code == 400
 
 
 async def test_heartbeats_keep_an_instance_and_name_what_is_unknown(
@@ -219,7 +374,7 @@ async def test_registrations_of_one_instance_at_the_same_time_leave_one_lease(
     assert all(answer.is_success for answer in answers)
     assert [answer.status_code for answer in answers].count(201) == 1
     status = await store.lease_time_to_live(await lease_of(store), keys=True)
-    assert status.keys == (KEY_PREFIX + b"default/order/order-1",)
+    assert status.keys == (ALIVE_1,)
 
 
 async def test_a_deregistered_instance_is_gone_at_the_answered_revision(client: httpx.AsyncClient) -> None:
@@ -243,8 +398,8 @@ async def test_services_are_counted(client: httpx.AsyncClient) -> None:
     await client.put("/v1/registry/other/services/elsewhere/instances/e-1", json=SPEC)
     answer = (await client.get(SERVICES)).json()
     assert answer["services"] == [
-        {"service": "inventory", "instances": 1, "up": 1},
-        {"service": "order", "instances": 2, "up": 1},
+        {"service": "inventory", "instances": 1, "up": 1, "stale": 0, "is_protected": False},
+        {"service": "order", "instances": 2, "up": 1, "stale": 0, "is_protected": False},
     ]
 
 

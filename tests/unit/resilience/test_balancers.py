@@ -47,7 +47,7 @@ def assert_within(counts: Counter[str], members: Sequence[Server], part: float) 
 
 @settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 999))
-@each
+@pytest.mark.parametrize("name", [*TURNS, *CHANCES, pytest.param("consistent_hash", marks=pytest.mark.untraced)])
 def test_a_pick_is_a_member_that_is_not_excluded_whenever_there_is_one(
     name: str, data: st.DataObject, seed: int
 ) -> None:
@@ -63,6 +63,7 @@ def test_a_pick_is_a_member_that_is_not_excluded_whenever_there_is_one(
             assert picked in left if left else picked is None
 
 
+@pytest.mark.untraced
 @each
 def test_at_rest_shares_go_by_weight_within_5_percent(name: str) -> None:
     members = servers(*WEIGHTS)
@@ -76,6 +77,7 @@ def test_at_rest_shares_go_by_weight_within_5_percent(name: str) -> None:
     assert_within(counts, members, 0.05)
 
 
+@pytest.mark.untraced
 @each
 def test_what_an_excluded_member_would_get_is_spread_by_weight_too(name: str) -> None:
     """An endpoint that fails all that it gets: the others must keep their shares of what is tried again."""
@@ -134,6 +136,7 @@ def under_load(
     return counts
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", [*TURNS, *CHANCES])
 def test_under_load_shares_of_equally_fast_members_go_by_weight_within_5_percent(name: str) -> None:
     """For those that count requests, from about fifty in progress a member on. With fewer, the lighter members get up
@@ -142,6 +145,7 @@ def test_under_load_shares_of_equally_fast_members_go_by_weight_within_5_percent
     assert_within(under_load(ALL[name](), members, 256), members, 0.05)
 
 
+@pytest.mark.untraced
 def test_least_request_gives_a_slow_member_less_and_turns_do_not() -> None:
     slow = {"s0": 0.1}
     by_turns = under_load(SmoothRoundRobin(), servers(100, 100, 100), 30, slow)
@@ -150,6 +154,7 @@ def test_least_request_gives_a_slow_member_less_and_turns_do_not() -> None:
     assert by_load["s0"] < by_turns["s0"] / 4
 
 
+@pytest.mark.untraced
 def test_peak_ewma_shuns_a_slow_member_more_than_counting_requests_does() -> None:
     slow = {"s0": 0.05}
     by_load = under_load(LeastRequest(draw()), servers(100, 100, 100), 4, slow)

@@ -87,6 +87,7 @@ def test_a_weight_that_grows_takes_keys_and_moves_no_others(weights: dict[str, i
     assert all(new in ("x", old) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.untraced
 def test_shares_are_the_evener_the_more_virtual_nodes_there_are() -> None:
     """Each share is off by about one part in the square root of their number."""
     few, some, many = (spread_row(nodes)[0] for nodes in (10, 100, 1_000))
@@ -95,6 +96,7 @@ def test_shares_are_the_evener_the_more_virtual_nodes_there_are() -> None:
         assert 0.4 < deviation * nodes**0.5 < 1.6
 
 
+@pytest.mark.untraced
 def test_a_member_that_goes_leaves_its_share_to_all_others_and_most_to_none() -> None:
     moved, heirs, most, needless = change_row(200)
     assert moved == pytest.approx(1 / RING_MEMBERS, rel=0.15)
@@ -104,6 +106,7 @@ def test_a_member_that_goes_leaves_its_share_to_all_others_and_most_to_none() ->
     assert change_row(1)[1] == 1, "with one point each, one neighbour would get it all"
 
 
+@pytest.mark.untraced
 def test_shares_go_by_weight() -> None:
     """Over many rings within 5 %; in one, as far as its spread allows."""
     counts: Counter[str] = Counter()
@@ -114,6 +117,7 @@ def test_shares_go_by_weight() -> None:
         assert counts[name] / counts.total() == pytest.approx(weight / 500, rel=0.05)
 
 
+@pytest.mark.untraced
 def test_the_tables_of_the_page_are_those_that_are_measured() -> None:
     page = PAGE.read_text()
     assert spread_table() in page

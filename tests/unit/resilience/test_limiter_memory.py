@@ -127,6 +127,7 @@ def test_a_tabled_token_bucket_checks_what_it_is_given() -> None:
         TabledTokenBucket(1, 0)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", ["fast token bucket", *OVER_TABLES])
 def test_of_a_million_keys_those_in_use_are_not_forgotten(name: str) -> None:
     """Each key has used its limit up, so that one which were forgotten would be admitted again."""
@@ -150,6 +151,7 @@ def test_of_a_million_keys_those_in_use_are_not_forgotten(name: str) -> None:
     assert limiter.forgotten_early >= keys + len(in_use) - keys_max
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("make", "bytes_max"),
     [

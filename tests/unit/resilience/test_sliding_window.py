@@ -74,6 +74,7 @@ def test_there_is_no_double_burst() -> None:
     assert sum(limiter.decide(b"", 60.0).admitted for _ in range(200)) == 0
 
 
+@pytest.mark.untraced
 def test_who_uses_the_limit_to_the_full_has_it_once_in_a_window_and_a_sub_window() -> None:
     """The known weakness: the grain. With ten sub-windows, up to a tenth less than the limit."""
     limiter = SlidingWindow(limit=100, window_s=10, sub_windows=10)

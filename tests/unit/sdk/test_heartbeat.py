@@ -42,8 +42,8 @@ def keeper_on(registry: Registry, spec: InstanceSpec = SPEC, **options: Any) -> 
 
 
 def test_heartbeats_come_every_third_of_the_time_to_live_and_drift_apart() -> None:
-    assert Upkeep(ttl_s=30).succeeded(spread=0.0) == 10.0
-    assert Upkeep(ttl_s=30).succeeded(spread=1.0) == 9.0
+    assert Upkeep(ttl_s=30).renewed(spread=0.0) == 10.0
+    assert Upkeep(ttl_s=30).renewed(spread=1.0) == 9.0
 
 
 def test_failures_are_tried_again_soon_and_never_later_than_the_next_heartbeat() -> None:
@@ -51,7 +51,7 @@ def test_failures_are_tried_again_soon_and_never_later_than_the_next_heartbeat()
     delays = [upkeep.failed(spread=1.0) for _ in range(8)]
     assert delays[:3] == [0.05, 0.1, 0.2]
     assert max(delays) == 1.0
-    upkeep.succeeded(spread=0.0)
+    upkeep.renewed(spread=0.0)
     assert upkeep.failed(spread=1.0) == 0.05
 
 

@@ -1,0 +1,1 @@
+"""Active checks: how instances that send no heartbeats are, asked at their own address by one node each."""
