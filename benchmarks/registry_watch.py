@@ -14,6 +14,7 @@ import httpx
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.load_figures import PREFIX, LoadFigures, parse_figures
 from benchmarks.measurements import Bound, Figure, Goal
+from benchmarks.node_metrics import PAUSE_S_MAX, Pauses, read_metrics
 from benchmarks.peers import ROOT
 from benchmarks.processes import Process, until
 from benchmarks.registry import CHECK_TIMEOUT_S, FILL_S_MAX, TTL_S, AskedMembers
@@ -69,6 +70,9 @@ class WatchedService:
         self.sampled = members.process(self._leader) if profiled else None
         self._is_filled = False
         self._client: Process | None = None
+        self._http = http
+        self._before: list[Pauses] = []
+        self._long_pauses: list[int] = []
         self._go = members.folder / "go"
 
     def prepare(self, load: Load) -> None:
@@ -100,6 +104,7 @@ class WatchedService:
         self._client = Process("watchers", command, self._bench.cores, self._members.folder, {"PYTHONPATH": str(ROOT)})
         client = self._client
         until("all streams are in force", lambda: IN_FORCE in client.log, [client], SETUP_S_MAX)
+        self._before = self._pauses()
 
     def _watch(self, load: Load, seconds: int) -> LoadFigures:
         client = self._client
@@ -121,11 +126,25 @@ class WatchedService:
         return found
 
     def end(self, load: Load) -> None:
-        """Close all streams."""
+        """Look at the pauses, and close all streams."""
+        if self._client is not None:
+            self._long_pauses = [
+                (now - before).longer_than(PAUSE_S_MAX)
+                for now, before in zip(self._pauses(), self._before, strict=True)
+            ]
+        self.close()
+
+    def close(self) -> None:
         self._go.unlink(missing_ok=True)
         client, self._client = self._client, None
         if client is not None:
             client.end()
+
+    def _pauses(self) -> list[Pauses]:
+        """Of each member's event loop; nothing of etcd's, which have none."""
+        if not isinstance(self._members, QuorateMembers):
+            return []
+        return [read_metrics(self._http, url).pauses for url in self._members.urls]
 
     def check(self, load: Load) -> None:
         """All instances, at a member that does not take the changes."""
@@ -141,6 +160,8 @@ class WatchedService:
         if figures.extra["together"]:
             share = figures.extra["together"] / figures.requests
             yield f"{share:.1%} of the changes came together with a later one of the same instance"
+        if self._long_pauses:
+            yield f"pauses of over {PAUSE_S_MAX * 1e3:.0f} ms of a member's loop: {sum(self._long_pauses)}"
         if figures.extra["change_late_us"] > LATE_S_NOTED * 1e6:
             yield f"a change left {figures.extra['change_late_us'] / 1e3:.0f} ms after it was due: the cores were full"
         leader = self._members.leader()
@@ -158,4 +179,4 @@ def _watched(
         try:
             yield watched
         finally:
-            watched.end(LOADS[0])  # whatever was not ended in good order
+            watched.close()

@@ -100,4 +100,7 @@ class DeliveryApi:
             raise NotFound(f"there is no {name}")
         if entry.record.status is InstanceStatus.DRAINING:
             return entry.record_revision
-        return (await self._registrar.patch(name, InstancePatch(status=InstanceStatus.DRAINING), by)).revision
+        revision = (await self._registrar.patch(name, InstancePatch(status=InstanceStatus.DRAINING), by)).revision
+        # NB: who is up is read from this node's own copy of the store, which may lack nodes that came before the patch.
+        await self._feed.barrier()
+        return revision

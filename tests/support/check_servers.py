@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
+import trustme
 from quorate_core.tasks import TaskOwner
 
 LOOP_TURNS = 4
@@ -15,7 +17,9 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def scripted_server(script: Script, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
+async def scripted_server(
+    script: Script, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """The port of a server that runs `script` for each connection; what is still running at the end is cancelled."""
     tasks = TaskOwner("scripted server")
     writers: list[asyncio.StreamWriter] = []
@@ -29,7 +33,7 @@ async def scripted_server(script: Script, host: str = "127.0.0.1", port: int = 0
         writers.append(writer)
         tasks.start(serve(reader, writer), "connection")
 
-    server = await asyncio.start_server(accept, host, port)
+    server = await asyncio.start_server(accept, host, port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -60,6 +64,15 @@ def answering(answer: bytes) -> Script:
 async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Takes the connection, and never says a word."""
     await asyncio.Event().wait()
+
+
+def tls_of(name: str, alpn: str = "") -> ssl.SSLContext:
+    """A server's, with a certificate for `name` by an authority that nobody knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert(name).configure_cert(context)
+    if alpn:
+        context.set_alpn_protocols([alpn])
+    return context
 
 
 def stalling(seconds: float) -> Script:

@@ -18,6 +18,7 @@ from httpx_sse import EventSource, SSEError
 from quorate_core.errors import OutcomeUnknown, QuorateError, Retry, Unavailable, error_from_problem
 
 from quorate_sdk.failover import Endpoints, Failure, RetryPlan
+from quorate_sdk.wire import AUTHOR_CHARS_MAX
 
 REQUEST_TIMEOUT_S = 5.0
 """A whole call, tries included."""
@@ -163,7 +164,8 @@ class ControlPlane:
 
 class BlockingControlPlane:
     """The same for a thread. `abandon`, from another thread, ends the present call after its present try, and makes
-    all later ones fail, until `go_on`. `transport`: httpx's own when not given."""
+    all later ones fail, until `go_on`. `transport`: httpx's own when not given. `author`: who says that it calls, told in
+    what it has changed."""
 
     def __init__(
         self,
@@ -172,11 +174,15 @@ class BlockingControlPlane:
         *,
         chance: random.Random | None = None,
         transport: httpx.BaseTransport | None = None,
+        author: str | None = None,
     ) -> None:
         self._endpoints = Endpoints(endpoints)
         self._chance = chance or random.Random()
         self._abandoned = threading.Event()
-        self._client = httpx.Client(headers=_headers(token), trust_env=False, transport=transport)
+        headers = (
+            _headers(token) if author is None else {**_headers(token), "quorate-author": author[:AUTHOR_CHARS_MAX]}
+        )
+        self._client = httpx.Client(headers=headers, trust_env=False, transport=transport)
 
     def request(
         self,

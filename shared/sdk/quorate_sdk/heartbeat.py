@@ -112,7 +112,7 @@ class InstanceKeeper:
         chance: random.Random | None = None,
     ) -> None:
         """`is_listening`: when given, the instance is registered only once this says yes. `join`: makes this process
-        a member of the group that shares the registration; called by `start`."""
+        a member of the group that shares the registration; called by the thread, since it touches files."""
         self._control_plane = control_plane
         self._reference = InstanceRef(namespace=namespace, service=service, id=instance_id)
         self._path = f"/v1/registry/{namespace}/services/{service}/instances/{instance_id}"
@@ -150,7 +150,6 @@ class InstanceKeeper:
         return os.getpid() == self._owner_pid
 
     def start(self) -> None:
-        self._group = self._join()
         self._thread.start()
 
     def update(self, spec: InstanceSpec) -> None:
@@ -196,6 +195,7 @@ class InstanceKeeper:
 
     def _run(self) -> None:
         try:
+            self._group = self._join()
             while self._draining_until_s is None:
                 delay_s = self._keep_once()
                 with self._changed:
@@ -236,30 +236,48 @@ class InstanceKeeper:
 
     def _take_over(self) -> None:
         """Now the one that acts. What the former one has registered is kept, with what others have changed in it
-        since, when this process would have registered the same."""
+        since, when this process would have registered the same: it is served all the time. After a restart it is not,
+        and is registered when it is."""
         self._was_keeper = True
         former = self._group.last_stamp()
-        if former is not None and former.revision:
-            self._offered = True
-            log.info("registration_taken_over", **self._names(), is_same=former.spec == self._digest)
-            if former.spec == self._digest and not self._is_changed:
-                self.revision = former.revision
-                self.registered.set()
+        if former is None or not former.revision:
+            return
+        self._offered = True
+        is_lasting = 0.0 <= time.monotonic() - former.at_s <= self._spec.ttl_s
+        is_served = self._is_listening is None or self._is_listening()
+        if is_lasting and is_served and former.spec == self._digest and not self._is_changed:
+            self.revision = former.revision
+            self.registered.set()
+            log.info("registration_taken_over", **self._names(), revision=former.revision)
+        else:
+            self.registered.clear()
 
     def _stand_by(self) -> float:
         """Another process acts. Returns the seconds until the next look."""
         self._was_keeper = False
-        acting = self._group.last_stamp()
         if self._is_changed:
             self._register()
-        elif acting is not None and acting.revision and acting.spec == self._digest:
+        elif (acting := self._group.last_stamp()) is not None:
+            self._follow(acting)
+            if acting.is_overdue(time.monotonic(), self._spec.ttl_s):
+                self._stand_in()
+        return stand_by_s(self._spec.ttl_s)
+
+    def _follow(self, acting: Stamp) -> None:
+        if acting.revision:
             self._offered = True
             self.revision = acting.revision
             self.registered.set()
-            if acting.is_overdue(time.monotonic(), self._spec.ttl_s):
-                self._stamp()
-                self._renew()
-        return stand_by_s(self._spec.ttl_s)
+        else:
+            self.registered.clear()
+
+    def _stand_in(self) -> None:
+        """Do once what is due, since the one that acts does not; it is stamped first, so that no other does too."""
+        self._stamp()
+        if self.registered.is_set():
+            self._renew()
+        if not self.registered.is_set() and (self._is_listening is None or self._is_listening()):
+            self._register()
 
     def _stamp(self) -> None:
         self._group.stamp(Stamp(time.monotonic(), self._digest, self.revision if self.registered.is_set() else 0))
@@ -331,7 +349,7 @@ class InstanceKeeper:
         deadline by that time."""
         began_s = next_step_s = time.monotonic()
         deadline_s = self._draining_until_s or began_s
-        while (farewell := self._group.leave()) is Farewell.UNDECIDED:
+        while (farewell := self._ask_to_leave()) is Farewell.UNDECIDED:
             now_s = time.monotonic()
             if now_s - began_s >= BOOT_S_MAX:
                 return Farewell.LAST
@@ -340,6 +358,14 @@ class InstanceKeeper:
             time.sleep(BOOT_PROBE_S)
             self._draining_until_s = deadline_s + time.monotonic() - began_s
         return farewell
+
+    def _ask_to_leave(self) -> Farewell:
+        try:
+            return self._group.leave()
+        except OSError as error:
+            # Who cannot know deregisters: others whom that wrongs register again with their next heartbeat.
+            log.warning("registration_group_lost", **self._names(), error=str(error))
+            return Farewell.LAST
 
     def _is_done_in_time(self, method: str, deadline_s: float, body: dict[str, str] | None = None) -> bool:
         try:

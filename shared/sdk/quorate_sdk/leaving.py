@@ -6,10 +6,10 @@ first SIGTERM or SIGINT starts a thread that leaves the registry, while requests
 once more, to the main thread, where the server's own handler gets it. No event loop takes part, so one that is blocked
 holds up nothing.
 
-    untouched   a signal of either kind -> leaving, the signal is noted.
-    leaving     the other kind, as when a terminal and a supervisor both tell the process -> noted as well. The same
-                kind again -> handed on at once: somebody is impatient.
-    left        all that was noted is handed on, and whatever comes.
+    untouched   a signal of either kind -> leaving.
+    leaving     the other kind -> nothing new: a terminal tells all processes by SIGINT, and their master tells them by
+                SIGTERM besides. The same kind again -> handed on at once: somebody is impatient.
+    left        the first signal is handed on, and whatever comes from now on.
 
 Handlers are found where servers set them: by `signal.signal` (uvicorn, gunicorn) or on asyncio's own loop
 (`loop.add_signal_handler`). uvloop does not give away the handlers that were set on it, and runs them whatever stands
@@ -17,6 +17,7 @@ in their place; then the registry is left at the same time as the server stops, 
 """
 
 import asyncio
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -52,7 +53,10 @@ class Departure:
     def __init__(self, leave: Leave) -> None:
         self._leave = leave
         self._noted: list[int] = []
-        self._has_left = threading.Event()
+        # NB: what a signal's handler may use. It can interrupt the main thread within a lock of the same thread, and
+        # starting a thread or setting an event takes one; this queue is made for it.
+        self._first: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._has_left = False
         self._former: dict[int, Any] = {}
         self._of_loop: dict[int, tuple[Callable[..., object], tuple[Any, ...]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,6 +68,7 @@ class Departure:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             self._loop = None
+        threading.Thread(target=self._leave_first, name="leave-registry", daemon=True).start()
         for number in SIGNALS:
             of_loop = _handler_of_loop(self._loop, number)
             former = signal.getsignal(number)
@@ -83,6 +88,7 @@ class Departure:
             if self._loop is not None and ours is not None and ours[0] == self._on_loop_signal:
                 self._loop.add_signal_handler(number, callback, *arguments)
         self._former, self._of_loop = {}, {}
+        self._first.put(None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         former = self._former.get(number)
@@ -100,24 +106,27 @@ class Departure:
             callback(*arguments)
 
     def _is_to_be_handed_on(self, number: int) -> bool:
-        if self._has_left.is_set() or number in self._noted:
+        if self._has_left or number in self._noted:
             return True
         self._noted.append(number)
         if len(self._noted) == 1:
-            threading.Thread(target=self._leave_first, name="leave-registry", daemon=True).start()
+            self._first.put(number)
         return False
 
     def _leave_first(self) -> None:
+        """The thread."""
+        number = self._first.get()
+        if number is None:
+            return
         try:
-            self._leave(self._noted[0])
+            self._leave(number)
         except Exception:
             log.exception("drain_failed")
-        self._has_left.set()
+        self._has_left = True
         main = threading.main_thread().ident
-        for number in tuple(self._noted):
-            if main is not None:
-                # Sent, and not called from here: handlers run in the main thread, which may be waiting in a call.
-                signal.pthread_kill(main, number)
+        if main is not None:
+            # Sent, and not called from here: handlers run in the main thread, which may be waiting in a call.
+            signal.pthread_kill(main, number)
 
 
 def _handler_of_loop(

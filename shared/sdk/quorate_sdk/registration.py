@@ -46,7 +46,8 @@ class Registration:
         self.service = service
         self.instance_id = instance_id
         self._keeper = InstanceKeeper(
-            BlockingControlPlane(endpoints, token), namespace, service, instance_id, spec,
+            BlockingControlPlane(endpoints, token, author=f"{service}/{instance_id}"),
+            namespace, service, instance_id, spec,
             is_listening=_probe(spec.host, spec.port) if when_listening else None,
             join=(lambda: join_group(endpoints, namespace, service, instance_id)) if shared else Alone,
         )  # fmt: skip

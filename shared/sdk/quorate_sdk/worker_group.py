@@ -15,8 +15,10 @@ gunicorn tells its old workers to end while the new ones still import the applic
 itself that, waits for such a process, and keeps the registration meanwhile: it joins, or ends, or takes too long.
 
 Locks are flock's: they belong to an open file, so a forked child closes its copies, lest it hold its parent's lock
-after the parent has died. The folder must be the user's own and closed to others. Where it is not, or cannot be made,
-each process keeps the registration for itself, as one process alone does.
+after the parent has died; no fork happens between opening a file and noting it for that. The folder must be the user's
+own and closed to others. Where it is not, or cannot be made, each process keeps the registration for itself, as one
+process alone does. Nothing here is needed for the registration to come right: members that do not find each other,
+because somebody has removed the files, deregister at worst what the others register again with their next heartbeat.
 """
 
 import fcntl
@@ -26,6 +28,8 @@ import os
 import stat
 import sys
 import tempfile
+import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +49,9 @@ BOOT_S_MAX = 10.0
 """How long the last member waits for one that is being started; it goes on serving meanwhile. Within gunicorn's
 graceful timeout of 30 s."""
 BOOT_PROBE_S = 0.05
+MUTEX_S_MAX = 2.0
+"""The mutex is held for a few system calls. Who holds it longer is stopped, and is not waited for."""
+MUTEX_PROBE_S = 0.005
 STAMP_BYTES = 256
 MEMBERS_MAX = 4_096
 """Files of members that are looked at; far above the workers of one machine."""
@@ -126,12 +133,13 @@ class WorkerGroup:
         self._own = folder / f"member-{os.getpid()}-{os.urandom(4).hex()}"
         self._holds_keeper = False
         self._keeper = self._member = -1
+        self._has_master = gunicorn_is_in("spawn_worker")
         with self._mutex():
+            _groups.add(self)
             self._keeper = _open(folder / "keeper")
             self._member = _open(self._own)
             fcntl.flock(self._member, fcntl.LOCK_EX)
             self._note(leaving=False)
-        _groups.add(self)
 
     def is_keeper(self) -> bool:
         if not self._holds_keeper and self._keeper >= 0:
@@ -140,7 +148,11 @@ class WorkerGroup:
 
     def stamp(self, stamp: Stamp) -> None:
         content = json.dumps(asdict(stamp)).encode().ljust(STAMP_BYTES)
-        os.pwrite(self._keeper, content, 0)
+        try:
+            os.pwrite(self._keeper, content, 0)
+        except OSError as error:
+            # A full disk must not cost the registration: at worst others renew it besides.
+            log.warning("registration_not_stamped", folder=str(self._folder), error=str(error))
 
     def last_stamp(self) -> Stamp | None:
         try:
@@ -149,34 +161,43 @@ class WorkerGroup:
             return None  # none yet, or read while it was written: the next look sees it
 
     def leave(self) -> Farewell:
-        with self._mutex():
-            self._note(leaving=True)
-            members = list(self._others())
-            if any(not leaving for _, leaving in members):
-                self._let_go()
-                return Farewell.OTHERS_GO_ON
-            is_booting = bool(_booting_siblings(pid for pid, _ in members))
-            return Farewell.LAST if self.is_keeper() and not is_booting else Farewell.UNDECIDED
+        try:
+            with self._mutex():
+                self._note(leaving=True)
+                members = list(self._others())
+                if any(not leaving for _, leaving in members):
+                    self._let_go()
+                    return Farewell.OTHERS_GO_ON
+                is_booting = self._has_master and bool(_siblings() - {pid for pid, _ in members})
+                return Farewell.LAST if self.is_keeper() and not is_booting else Farewell.UNDECIDED
+        except TimeoutError:
+            return Farewell.UNDECIDED
 
     def close(self) -> None:
         """Removes the folder after the last member. Under gunicorn the member's own lock is kept until the process
         ends, so that others see that this process is none that is being started."""
+        try:
+            with self._mutex():
+                self._close()
+                if not self._has_master and not any(True for _ in self._others()):
+                    for name in ("keeper", "mutex"):
+                        (self._folder / name).unlink(missing_ok=True)
+                    self._folder.rmdir()
+        except OSError as error:
+            self._close()
+            log.warning("registration_folder_left", folder=str(self._folder), error=str(error))
+
+    def _close(self) -> None:
+        self._let_go()
         _groups.discard(self)
-        if self._keeper < 0:
-            return
-        with self._mutex():
-            self._let_go()
+        if self._keeper >= 0:
             os.close(self._keeper)
             self._keeper = -1
-            if _is_gunicorn_worker():
-                return
+        if self._member >= 0 and not self._has_master:
+            fcntl.flock(self._member, fcntl.LOCK_UN)
             os.close(self._member)
             self._member = -1
             self._own.unlink(missing_ok=True)
-            if not any(True for _ in self._others()):
-                for name in ("keeper", "mutex"):
-                    (self._folder / name).unlink(missing_ok=True)
-                self._folder.rmdir()
 
     def close_in_child(self) -> None:
         """After a fork: let go of the copies, which unlocks nothing for the parent."""
@@ -216,24 +237,29 @@ class WorkerGroup:
 
     @contextmanager
     def _mutex(self) -> Iterator[None]:
-        """Held for a few system calls; a process that is stopped within them holds up only joining and leaving."""
+        """Raises TimeoutError when a process that is stopped holds it."""
         descriptor = _lock_mutex(self._folder)
         try:
             yield
         finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+            _fork_lock.release()
 
 
 _groups: "weakref.WeakSet[WorkerGroup]" = weakref.WeakSet()
+_fork_lock = threading.RLock()
+"""Held with the mutex: a child made meanwhile would have copies of files that nobody closes."""
 
 
-def _close_all_in_child() -> None:
+def _after_fork_in_child() -> None:
     for group in list(_groups):
         group.close_in_child()
     _groups.clear()
+    _fork_lock.release()
 
 
-os.register_at_fork(after_in_child=_close_all_in_child)
+os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_after_fork_in_child)
 
 
 def join_group(
@@ -267,39 +293,51 @@ def runtime_folder(environment: Mapping[str, str]) -> Path:
     return folder
 
 
-def _is_gunicorn_worker() -> bool:
-    return "gunicorn.arbiter" in sys.modules
+def gunicorn_is_in(function: str) -> bool:
+    """Whether gunicorn's arbiter has called us, by this function of its own: `setup` in a master that imports the
+    application, `spawn_worker` in a worker. It has no public way to ask."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented for debuggers
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "gunicorn.arbiter" and frame.f_code.co_name == function:
+            return True
+        frame = frame.f_back
+    return False
 
 
-def _booting_siblings(known: Iterable[int]) -> set[int]:
-    """Processes of this one's gunicorn master that have not joined: they are importing the application, it may be.
-    Empty under other servers, and where there is no /proc."""
-    if not _is_gunicorn_worker():
-        return set()
+def _siblings() -> set[int]:
+    """The other children of this process's parent. Of gunicorn's master, those that are no members are importing the
+    application, it may be. Empty where there is no /proc."""
     parent = os.getppid()
     try:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     except OSError:
         return set()
-    return {int(child) for child in children} - set(known) - {os.getpid()}
+    return {int(child) for child in children} - {os.getpid()}
 
 
 def _lock_mutex(folder: Path) -> int:
-    """Locks the group's mutex, made if need be. Who has waited for one that was removed with its folder meanwhile has
-    locked nothing, and takes the new one."""
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Locks the group's mutex, made if need be, and `_fork_lock`. Who has waited for one that was removed with its
+    folder meanwhile has locked nothing, and takes the new one. Raises TimeoutError after MUTEX_S_MAX seconds."""
+    deadline_s = time.monotonic() + MUTEX_S_MAX
+    while time.monotonic() < deadline_s:
+        _fork_lock.acquire()
+        is_locked = False
+        descriptor = -1
         try:
+            folder.mkdir(mode=0o700, exist_ok=True)
             descriptor = _open(folder / "mutex")
-        except FileNotFoundError:
-            continue  # the folder was removed in between
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            if os.fstat(descriptor).st_ino == (folder / "mutex").stat().st_ino:
+            is_locked = _try_lock(descriptor) and os.fstat(descriptor).st_ino == (folder / "mutex").stat().st_ino
+            if is_locked:
                 return descriptor
         except FileNotFoundError:
-            pass
-        os.close(descriptor)
+            pass  # the folder was removed in between
+        finally:
+            if not is_locked:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                _fork_lock.release()
+        time.sleep(MUTEX_PROBE_S)
+    raise TimeoutError(f"another process holds {folder / 'mutex'} and goes on with nothing")
 
 
 def _open(path: Path) -> int:

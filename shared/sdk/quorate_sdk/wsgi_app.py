@@ -12,7 +12,6 @@ so there they are taken at the first request, which must come in the main thread
 """
 
 import atexit
-import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from quorate_sdk.client import connection_from
 from quorate_sdk.leaving import Departure
 from quorate_sdk.registration import Registration, default_instance_id, validated_spec
 from quorate_sdk.wire import TTL_S_DEFAULT
+from quorate_sdk.worker_group import gunicorn_is_in
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -68,7 +68,7 @@ class RegisteredWsgi:
         self._register = register
         self._departure: Departure | None = None
         self.registration: Registration | None = None
-        if _is_preloaded():
+        if gunicorn_is_in("setup"):
             os.register_at_fork(after_in_child=self._begin)
         else:
             self._begin()
@@ -95,13 +95,3 @@ class RegisteredWsgi:
         if threading.current_thread() is threading.main_thread():
             self._departure = Departure(lambda _: self.leave())
             self._departure.take()
-
-
-def _is_preloaded() -> bool:
-    """Whether gunicorn's master imports this, rather than one of its workers."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "gunicorn.arbiter" and frame.f_code.co_name == "setup":
-            return True
-        frame = frame.f_back
-    return False

@@ -14,7 +14,7 @@ from quorate_registry.checks.grpc import PATH, decode_status, encode_request
 from quorate_registry.checks.outcome import Outcome, Target, Unhealthy
 from quorate_registry.checks.resolver import Resolver
 from quorate_sdk.wire import GrpcCheck
-from support.check_servers import Script, answering, hold, scripted_server
+from support.check_servers import Script, answering, hold, scripted_server, tls_of
 
 TIMEOUT_S = 1.0
 Fields = Sequence[tuple[str, str]]
@@ -80,6 +80,12 @@ async def test_serving_is_good_and_the_call_is_that_of_the_health_protocol() -> 
 )  # fmt: skip
 async def test_any_other_serving_status_is_bad(body: bytes, said: str) -> None:
     assert await check(GrpcServer(body)) == (False, said)
+
+
+async def test_over_tls_http_2_is_agreed_on() -> None:
+    async with scripted_server(GrpcServer(), tls=tls_of("order.example", "h2")) as port:
+        target = Target("https", "127.0.0.1", port)
+        assert await ask(GrpcCheck(type="grpc", timeout_s=TIMEOUT_S), target, Resolver()) == (True, "SERVING")
 
 
 async def test_an_error_of_the_call_is_bad_and_said() -> None:
@@ -149,6 +155,7 @@ async def test_pings_without_end_are_given_up_in_time() -> None:
             connection.ping(b"12345678")
             writer.write(connection.data_to_send())
             await writer.drain()
+            await asyncio.sleep(0)  # it shares its loop with the check
 
     outcome = await check(pinging)
     assert not outcome.is_good

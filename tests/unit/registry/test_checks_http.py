@@ -11,7 +11,7 @@ from quorate_registry.checks.http import EXCERPT_WAIT_S
 from quorate_registry.checks.outcome import OUTPUT_CHARS_MAX, Outcome, Target, Undecided
 from quorate_registry.checks.resolver import Resolver
 from quorate_sdk.wire import HttpCheck, TcpCheck
-from support.check_servers import Script, answering, full_listener, hold, scripted_server, stalling, unused_port
+from support.check_servers import Script, answering, full_listener, hold, scripted_server, stalling, tls_of, unused_port
 
 TIMEOUT_S = 0.4
 OVERRUN_S = 1.5
@@ -172,6 +172,13 @@ async def test_nobody_there_and_nobody_who_answers() -> None:
     assert (await ask_at(port := unused_port())) == (False, f"nobody listens at 127.0.0.1:{port}")
     with full_listener() as port:
         assert (await ask_at(port)) == (False, f"no connection to 127.0.0.1:{port} within {TIMEOUT_S:g} s")
+
+
+async def test_an_https_instance_is_asked_by_tls_whatever_its_certificate_is_for() -> None:
+    """It is made for the service's name, and the check goes to an address; nothing secret is sent."""
+    async with scripted_server(answering(b"HTTP/1.1 200 OK\r\n\r\n"), tls=tls_of("order.example")) as port:
+        assert await ask_at(port, "https", timeout_s=OVERRUN_S) == (True, "status 200 OK")
+        assert not (await ask_at(port, "http")).is_good
 
 
 async def test_a_server_without_tls_fails_an_https_check() -> None:

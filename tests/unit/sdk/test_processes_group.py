@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from quorate_sdk.worker_group import (
     stand_by_s,
 )
 
+FORKS = 20
 STAMP = Stamp(at_s=100.0, spec="a", revision=7)
 MEMBER = """
 import sys
@@ -56,6 +56,16 @@ def member_elsewhere(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", bo
             yield process, process.stdout.readline() == "True\n"
         finally:
             process.kill()
+
+
+def files_open_on(path: Path) -> int:
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += descriptor.readlink() == path
+        except OSError:
+            pass  # closed meanwhile
+    return count
 
 
 def test_the_first_one_keeps_it_and_the_next_one_has_it_when_that_leaves(tmp_path: Path) -> None:
@@ -127,8 +137,7 @@ def test_who_waited_for_a_mutex_that_went_with_its_folder_takes_the_new_one(tmp_
         fcntl.flock(mutex, fcntl.LOCK_EX)
         joining = threading.Thread(target=lambda: joined.append(WorkerGroup(folder)))
         joining.start()
-        inode = os.fstat(mutex.fileno()).st_ino
-        while not re.search(rf"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()):
+        while files_open_on(folder / "mutex") < 2:
             assert joining.is_alive()
         (folder / "mutex").unlink()
         folder.rmdir()
@@ -139,6 +148,47 @@ def test_who_waited_for_a_mutex_that_went_with_its_folder_takes_the_new_one(tmp_
     assert joined[0].leave() is Farewell.OTHERS_GO_ON
     for group in (other, *joined):
         group.close()
+
+
+def test_a_stopped_process_that_holds_the_mutex_is_not_waited_for(tmp_path: Path) -> None:
+    group = WorkerGroup(tmp_path / "g")
+    with (tmp_path / "g" / "mutex").open() as mutex:
+        fcntl.flock(mutex, fcntl.LOCK_EX)
+        assert group.leave() is Farewell.UNDECIDED
+        with pytest.raises(TimeoutError, match="mutex"):
+            WorkerGroup(tmp_path / "g")
+    assert group.leave() is Farewell.LAST
+    group.close()
+
+
+def test_a_fork_in_the_midst_of_joining_leaves_no_lock_behind(tmp_path: Path) -> None:
+    """A child that is made at any moment, and lives on, holds nothing."""
+    ending = threading.Event()
+
+    def join_and_leave() -> None:
+        while not ending.is_set():
+            WorkerGroup(tmp_path / "g").close()
+
+    joining = threading.Thread(target=join_and_leave)
+    joining.start()
+    reading, writing = os.pipe()
+    children = []
+    for _ in range(FORKS):
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        children.append(child)
+    ending.set()
+    joining.join()
+    group = WorkerGroup(tmp_path / "g")
+    assert group.is_keeper()
+    assert group.leave() is Farewell.LAST
+    group.close()
+    os.close(writing)
+    os.close(reading)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * FORKS
 
 
 def test_what_was_stamped_is_read_by_all_and_nonsense_is_no_stamp(tmp_path: Path) -> None:
