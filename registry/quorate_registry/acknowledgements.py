@@ -20,7 +20,7 @@ known to the others for as long (`recent_nodes`).
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -69,10 +69,8 @@ class _Question:
             and subscription.watches(self.service)
         )  # fmt: skip
 
-    def put_to(self, subscription: Subscription) -> None:
-        if subscription.subscriber and subscription.acknowledged < self.revision:
-            self.pending.add(subscription)
-            subscription.offer_acknowledge()
+    def is_open_for(self, subscription: Subscription) -> bool:
+        return bool(subscription.subscriber) and subscription.acknowledged < self.revision
 
     def settle(self, subscription: Subscription) -> None:
         self.pending.discard(subscription)
@@ -81,7 +79,7 @@ class _Question:
 
 
 class Acknowledgements:
-    """Of one node's streams. `node_name` is part of how a stream is called."""
+    """Of the streams of the node `node_name`."""
 
     def __init__(
         self, node_name: str, catalog: Catalog, feed: CatalogFeed, subscriptions: Subscriptions, clock: Clock
@@ -124,8 +122,8 @@ class Acknowledgements:
 
     async def answer(self, namespace: str, service: str, revision: int, wait_s: float) -> dict[str, Any]:
         """Who watches `service` here, and has acknowledged `revision`, who has not after `wait_s` seconds at most, and
-        who has departed. Raises DeadlineExceeded when this node does not reach the revision in time, TooManyRequests
-        when too many wait."""
+        who has departed. Raises DeadlineExceeded when this node does not reach the revision in time, NotFound when
+        there is no such revision, TooManyRequests when too many wait."""
         ends_s = asyncio.get_running_loop().time() + wait_s
         await self._reach(revision)
         with self._asked(_Question(namespace, service, revision)) as question:
@@ -150,12 +148,15 @@ class Acknowledgements:
             raise TooManyRequests(f"{QUESTIONS_MAX} others wait for acknowledgements at this node; try again later")
         self._questions.add(question)
         try:
-            for subscription in self._subscriptions:
-                if question.concerns(subscription):
-                    question.put_to(subscription)
+            self._put(question, self._subscriptions)
             yield question
         finally:
             self._questions.discard(question)
+
+    def _put(self, question: _Question, subscriptions: Iterable[Subscription]) -> None:
+        asked = [each for each in subscriptions if question.concerns(each) and question.is_open_for(each)]
+        question.pending.update(asked)
+        self._subscriptions.ask_to_acknowledge(asked)
 
     def _report(self, question: _Question) -> dict[str, Any]:
         streams = [subscription for subscription in self._subscriptions if question.concerns(subscription)]
@@ -190,8 +191,7 @@ class Acknowledgements:
             self._named.setdefault(_named(subscription), {})[subscription.token] = subscription
             self._came_back(subscription)
         for question in self._questions:
-            if question.concerns(subscription):
-                question.put_to(subscription)
+            self._put(question, (subscription,))
 
     def _left(self, subscription: Subscription) -> None:
         if self._streams.pop(subscription.token, None) is None:

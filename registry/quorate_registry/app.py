@@ -43,7 +43,7 @@ class RegistryApp:
         recent = RecentNodes(context.clock)
         self.divergence = Divergence(self.catalog.digest, context.fleet, recent)
         self._delivery = DeliveryApi(
-            registrar, self.catalog, feed, context.fleet, acknowledgements, self.divergence, recent
+            context.store, registrar, self.catalog, feed, context.fleet, acknowledgements, self.divergence, recent
         )  # fmt: skip
         self._timeline = RegistryTimeline(context.store)
         ownership = Ownership(context.store, context.node_name, context.tasks)

@@ -12,6 +12,7 @@ from quorate_sdk.wire import (
     InstanceStatus,
 )
 from quorate_store.apps import Fleet
+from quorate_store.port import Store
 
 from quorate_registry.acknowledgements import Acknowledgements
 from quorate_registry.api import PREFIX, Author, KeyPath, NamePath, who
@@ -30,6 +31,7 @@ RevisionQuery = Annotated[int, Query(ge=0)]
 class DeliveryApi:
     def __init__(
         self,
+        store: Store,
         registrar: Registrar,
         catalog: Catalog,
         feed: CatalogFeed,
@@ -38,6 +40,7 @@ class DeliveryApi:
         divergence: Divergence,
         recent: RecentNodes,
     ) -> None:
+        self._store = store
         self._recent = recent
         self._registrar = registrar
         self._catalog = catalog
@@ -69,7 +72,7 @@ class DeliveryApi:
         goes on. To ask again for one that is draining only waits."""
         name = InstanceName(namespace, service, id)
         revision = await self._draining_since(name, who(request, author))
-        return await await_acknowledgements(self._fleet, self._recent, name, revision, wait)
+        return await await_acknowledgements(self._store, self._fleet, self._recent, name, revision, wait)
 
     async def acknowledge(self, said: Acknowledgement) -> None:
         """The answer to an `acknowledge` event, at the node that the stream is from. It is not found once the stream

@@ -7,18 +7,20 @@ only as a whole, and a stream that has departed is pending unless the same clien
 Rounds end when nobody is missing, when nobody is missing who could still say something, or when the time is over; the
 answer is that of the last round, and names those that are missing. With a node that is up by its lease and does not
 answer, nothing is proven: it may have streams that nobody knows of. The same holds for one that has begun anew, or has
-gone, so lately that clients of its may still be on their way to another one.
+gone, so lately that clients of its may still be on their way to another one; and for a member of the store that this
+one is connected to and that has no lease as a node, because it is just starting, or stands still.
 """
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 from quorate_sdk.wire import Drained, PendingSubscriber, SilentNode
 from quorate_store.apps import Fleet, FleetAnswer
+from quorate_store.port import Store
 
 from quorate_registry.model import InstanceName
 from quorate_registry.recent_nodes import RecentNodes
@@ -49,9 +51,9 @@ class NodeWord(msgspec.Struct, frozen=True):
 
 class Round:
     """The words of all nodes to one question, put together; `gone` are nodes that have been up until lately, and for
-    how many seconds more they count. Pure."""
+    how many seconds more they count; `peers` are members of the store that are there. Pure."""
 
-    def __init__(self, answers: Sequence[FleetAnswer], gone: Mapping[str, float]) -> None:
+    def __init__(self, answers: Sequence[FleetAnswer], gone: Mapping[str, float], peers: Iterable[str] = ()) -> None:
         words: dict[str, NodeWord] = {}
         self.silent: list[SilentNode] = []
         for answer in answers:
@@ -64,6 +66,9 @@ class Round:
         unsettled = {name: word.settling_s for name, word in words.items() if word.settling_s > 0}
         self.silent += [_unsettled(name, "it has begun anew", left_s) for name, left_s in unsettled.items()]
         self.silent += [_unsettled(name, "it has gone", left_s) for name, left_s in gone.items()]
+        told_of = {answer.node.name for answer in answers} | gone.keys()
+        unannounced = "it is a member that is there, and not among the nodes that are up yet"
+        self.silent += [SilentNode(node=name, error=unannounced) for name in sorted({*peers} - told_of)]
         present = {name for word in words.values() for name in word.acknowledged}
         present |= {listed.subscriber for word in words.values() for listed in word.pending}
         self.pending: list[PendingSubscriber] = []
@@ -101,7 +106,7 @@ def _unsettled(node: str, reason: str, left_s: float) -> SilentNode:
 
 
 async def await_acknowledgements(
-    fleet: Fleet, recent: RecentNodes, name: InstanceName, revision: int, wait_s: float
+    store: Store, fleet: Fleet, recent: RecentNodes, name: InstanceName, revision: int, wait_s: float
 ) -> Drained:
     """Who has in force what the registry has of the service at `revision`, after `wait_s` seconds at most."""
     clock = asyncio.get_running_loop()
@@ -109,7 +114,8 @@ async def await_acknowledgements(
     while True:
         left_s = max(0.0, ends_s - clock.time())
         answers = await fleet.ask_all(_path(name, revision, left_s), left_s + ANSWER_S)
-        found = Round(answers, recent.take({answer.node.name for answer in answers}))
+        gone = recent.take({answer.node.name for answer in answers})
+        found = Round(answers, gone, (await store.status()).connected)
         left_s = ends_s - clock.time()
         if found.is_final or left_s <= 0:
             return found.result(revision)

@@ -4,10 +4,15 @@ What a watcher is sent: first a snapshot, or, when it resumes and the changes si
 when there are none); then a delta for each change of what it watches, several put together when it is slow; and
 bookmarks, which say that nothing else has changed up to a revision. Those with a name are asked, when somebody drains
 an instance, to acknowledge what they have in force.
+
+To send a change to thousands takes a tenth of a second, in which the node must not fall silent to its peers. So what is
+published is offered to all at once, and they are woken WAKES_A_TURN at a time, each turn of the event loop some more;
+who is still to be woken gets the newest state when its turn comes.
 """
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +26,9 @@ SUBSCRIPTIONS_MAX = 20_000
 """Watchers and blocking queries of one node."""
 PENDING_NAMES_MAX = 8_192
 """A watcher that is further behind gets a snapshot in place of a delta."""
+
+WAKES_A_TURN = 250
+"""Some 8 ms of sending small events."""
 
 
 class Subscription:
@@ -44,6 +52,8 @@ class Subscription:
         self._overflown = False
         self._bookmark_due = self._acknowledge_due = False
         self._wake = asyncio.Event()
+        self.is_to_be_woken = False
+        """It waits for its turn to be, and need not be put in line again."""
 
     @property
     def namespace(self) -> str:
@@ -62,16 +72,18 @@ class Subscription:
         if len(self._pending) > PENDING_NAMES_MAX:
             self._pending.clear()
             self._overflown = True
-        self._wake.set()
 
     def offer_bookmark(self) -> None:
         self._bookmark_due = True
+
+    def wake(self) -> None:
+        """There is something to send, or may be."""
+        self.is_to_be_woken = False
         self._wake.set()
 
     def offer_acknowledge(self) -> None:
         """Ask it to say what it has in force, behind whatever is pending."""
         self._acknowledge_due = True
-        self._wake.set()
 
     async def wait(self) -> None:
         """Until there is something to send."""
@@ -110,6 +122,9 @@ class Subscriptions:
         self._by_namespace: dict[str, set[Subscription]] = {}
         self._all: set[Subscription] = set()
         self._numbers = itertools.count(1)
+        self._due: deque[Subscription] = deque()
+        """To be woken; each is in it once."""
+        self._is_waking = False
         self.joined: list[Callable[[Subscription], None]] = []
         """Called when one has begun to watch, and `left` when it has ended."""
         self.left: list[Callable[[Subscription], None]] = []
@@ -152,13 +167,41 @@ class Subscriptions:
         for name in names:
             for subscription in self._by_service.get((name.namespace, name.service), ()):
                 subscription.offer(name)
+                self._put_in_line(subscription)
             for subscription in self._by_namespace.get(name.namespace, ()):
                 if subscription.interest.covers(name.service):
                     subscription.offer(name)
+                    self._put_in_line(subscription)
+        self._begin_to_wake()
 
     def publish_bookmark(self) -> None:
         for subscription in self._all:
             subscription.offer_bookmark()
+            self._put_in_line(subscription)
+        self._begin_to_wake()
+
+    def ask_to_acknowledge(self, asked: Iterable[Subscription]) -> None:
+        """Let them say what they have in force."""
+        for subscription in asked:
+            subscription.offer_acknowledge()
+            self._put_in_line(subscription)
+        self._begin_to_wake()
+
+    def _put_in_line(self, subscription: Subscription) -> None:
+        if not subscription.is_to_be_woken:
+            subscription.is_to_be_woken = True
+            self._due.append(subscription)
+
+    def _begin_to_wake(self) -> None:
+        if not self._is_waking:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        for _ in range(min(WAKES_A_TURN, len(self._due))):
+            self._due.popleft().wake()
+        self._is_waking = bool(self._due)
+        if self._is_waking:
+            asyncio.get_running_loop().call_soon(self._wake_some)
 
     def _indexes(self, subscription: Subscription) -> list[set[Subscription]]:
         """One with prefixes is asked for all changes of its namespace, since any may be of a service to come."""

@@ -20,8 +20,8 @@ from quorate_store.port import Store
 PATH = "/v1/changes"
 CHANGES_DEFAULT = 1_000
 CHANGES_MAX = 10_000
-READERS_MAX = 4
-"""Calls that are answered at once: each may read all of the history."""
+READERS_MAX = 2
+"""Calls that are answered at once: each may read all of the history, and hold CHANGES_MAX lines of it."""
 BOUND_CHARS_MAX = 40
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _YEAR_10000_MS = 253_402_300_800_000

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from quorate_registry.checks import http as http_check
 from quorate_registry.checks.asking import STALL_S, ask
 from quorate_registry.checks.exchange import RECEIVED_BYTES_MAX
 from quorate_registry.checks.http import EXCERPT_WAIT_S
@@ -111,7 +112,10 @@ async def test_of_a_bad_answer_only_the_beginning_of_a_long_body_is_shown(length
     assert len(outcome.output) == OUTPUT_CHARS_MAX
 
 
-async def test_a_bad_answer_whose_body_drips_is_bad_at_once() -> None:
+async def test_a_bad_answer_whose_body_drips_is_bad_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status has decided: the check's own time does not end the wait for the rest."""
+    monkeypatch.setattr(http_check, "EXCERPT_WAIT_S", 2 * TIMEOUT_S)
+
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 500 Oops\r\n\r\nwhy")

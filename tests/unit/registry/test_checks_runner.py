@@ -149,10 +149,12 @@ async def test_another_node_goes_on_from_what_is_decided_when_the_owner_is_gone(
 
 
 async def test_a_result_that_the_store_did_not_take_is_made_up_for(store: Store) -> None:
+    """Soon, and not an interval later, which may be an hour."""
     breakable = BreakableStore(store)
     asked = Asked()
+    seldom = TcpCheck(type="tcp", interval_s=3_600.0)
     async with registry_parts(breakable, "node-1", asker=asked) as (node,):
-        await node.registrar.register(NAME, spec(1))
+        await node.registrar.register(NAME, spec(1, seldom))
         await asked.until_asked(1, 1)
         breakable.cut()
         asked.answer(1, True)

@@ -97,3 +97,10 @@ def test_a_node_that_is_back_has_not_gone() -> None:
     recent.take({"n1"})
     assert recent.take({"n1", "n2"}) == {}
     assert recent.take({"n1"}) == {"n2": RETURN_S}
+
+
+def test_a_member_that_is_there_and_not_among_the_nodes_may_have_streams() -> None:
+    """It is starting, or stands still. One that has gone is told of once."""
+    found = Round([said("n1", acknowledged=["a"])], {"n3": 5.0}, ["n2", "n3", "n1"])
+    assert (found.is_proof, found.is_final, [silent.node for silent in found.silent]) == (False, False, ["n3", "n2"])
+    assert Round([said("n1"), said("n2")], {}, ["n2"]).is_proof
