@@ -164,8 +164,8 @@ class ControlPlane:
 
 class BlockingControlPlane:
     """The same for a thread. `abandon`, from another thread, ends the present call after its present try, and makes
-    all later ones fail, until `go_on`. `transport`: httpx's own when not given. `author`: who says that it calls, told in
-    what it has changed."""
+    all later ones fail, until `go_on`. `transport`: httpx's own when not given. `author`: who it says has made the
+    changes that it asks for."""
 
     def __init__(
         self,

@@ -1,8 +1,11 @@
 """When an instance is renewed and when it is registered again: decisions, and the thread that acts."""
 
+import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +15,7 @@ from quorate_sdk.control_plane import BlockingControlPlane
 from quorate_sdk.heartbeat import InstanceKeeper, Upkeep
 from quorate_sdk.registration import default_instance_id
 from quorate_sdk.wire import InstanceRef, InstanceSpec
+from quorate_sdk.worker_group import Stamp, WorkerGroup
 
 WAIT_S_MAX = 10.0
 SPEC = InstanceSpec(host="127.0.0.1", port=9001)
@@ -144,4 +148,132 @@ def test_what_was_abandoned_before_a_call_began_ends_that_call_too() -> None:
     assert registry.asked == []
     control_plane.go_on()
     assert control_plane.request("GET", "/").status_code == 200
+    control_plane.close()
+
+
+# Processes that share a registration.
+
+DIGEST = hashlib.sha256(SPEC.model_dump_json().encode()).hexdigest()[:32]
+
+
+def stamped(folder: Path, *, age_s: float = 0.0, spec: str = DIGEST, revision: int = 7) -> WorkerGroup:
+    """A member that acts, and has stamped so long ago."""
+    acting = WorkerGroup(folder)
+    assert acting.is_keeper()
+    acting.stamp(Stamp(time.monotonic() - age_s, spec, revision))
+    return acting
+
+
+class Asked:
+    """A registry that says when it is asked by some method."""
+
+    def __init__(self, method: str) -> None:
+        self.happened = threading.Event()
+        self.registry = Registry(lambda request: self.happened.set() if request.method == method else None)
+
+    def wait(self) -> list[str]:
+        """Everything that was asked up to that."""
+        assert self.happened.wait(WAIT_S_MAX)
+        return list(self.registry.asked)
+
+
+def test_who_takes_over_from_a_process_that_has_died_keeps_what_is_registered(tmp_path: Path) -> None:
+    """With a status and a weight that an operator has changed since."""
+    acting, waiting = stamped(tmp_path / "g"), WorkerGroup(tmp_path / "g")
+    acting.close()
+    asked = Asked("POST")
+    kept = keeper_on(asked.registry, is_listening=lambda: True, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert asked.wait() == ["POST"]
+    assert kept.revision == 7
+    waiting.close()
+    kept.drain()
+
+
+@pytest.mark.parametrize("former", [{"spec": "of another version"}, {"age_s": 100.0}, {"revision": 0}])
+def test_what_differs_or_has_lapsed_is_registered_anew(tmp_path: Path, former: dict[str, Any]) -> None:
+    acting, waiting = stamped(tmp_path / "g", **former), WorkerGroup(tmp_path / "g")
+    acting.close()
+    asked = Asked("PUT")
+    kept = keeper_on(asked.registry, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert asked.wait() == ["PUT"]
+    waiting.close()
+    kept.drain()
+
+
+def test_after_a_restart_nothing_is_renewed_before_somebody_listens(tmp_path: Path) -> None:
+    """The registration of the killed process may live still, and nobody answers there yet."""
+    acting, waiting = stamped(tmp_path / "g"), WorkerGroup(tmp_path / "g")
+    acting.close()
+    listening, probed = threading.Event(), threading.Semaphore(0)
+
+    def is_listening() -> bool:
+        probed.release()
+        return listening.is_set()
+
+    asked = Asked("PUT")
+    kept = keeper_on(asked.registry, is_listening=is_listening, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    for _ in range(3):
+        assert probed.acquire(timeout=WAIT_S_MAX)
+    assert asked.registry.asked == []
+    listening.set()
+    assert asked.wait() == ["PUT"]
+    waiting.close()
+    kept.drain()
+
+
+def test_who_stands_by_asks_nothing_and_leaves_it_to_the_others(tmp_path: Path) -> None:
+    acting = stamped(tmp_path / "g")
+    registry = Registry()
+    kept = keeper_on(registry, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert kept.registered.wait(WAIT_S_MAX)
+    assert kept.revision == 7
+    kept.drain()
+    assert registry.asked == []
+    acting.close()
+
+
+@pytest.mark.parametrize(("revision", "expected"), [(7, "POST"), (0, "PUT")])
+def test_who_stands_by_does_what_is_due_when_the_one_that_acts_is_held_up(
+    tmp_path: Path, revision: int, expected: str
+) -> None:
+    acting = stamped(tmp_path / "g", age_s=SPEC.ttl_s * 0.6, revision=revision)
+    asked = Asked(expected)
+    kept = keeper_on(asked.registry, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert asked.wait() == [expected]
+    kept.drain()
+    acting.close()
+
+
+def test_a_change_is_sent_by_whoever_is_told_it(tmp_path: Path) -> None:
+    acting = stamped(tmp_path / "g")
+    asked = Asked("PUT")
+    kept = keeper_on(asked.registry, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert kept.registered.wait(WAIT_S_MAX)
+    kept.update(SPEC.model_copy(update={"weight": 5}))
+    assert asked.wait() == ["PUT"]
+    kept.drain()
+    acting.close()
+
+
+def test_what_leaves_to_the_next_process_is_renewed_once_more_and_stays(tmp_path: Path) -> None:
+    registry = Registry()
+    kept = keeper_on(registry, join=lambda: WorkerGroup(tmp_path / "g"))
+    kept.start()
+    assert kept.registered.wait(WAIT_S_MAX)
+    kept.drain(handing_over=True)
+    assert registry.asked == ["PUT", "POST"]
+
+
+def test_a_registry_is_told_who_asks() -> None:
+    told: list[str] = []
+    registry = Registry(lambda request: told.append(request.headers["quorate-author"]))
+    control_plane = BlockingControlPlane(["http://registry:1"], transport=registry, author="order/order-1")
+    control_plane.request("PUT", "/v1/registry/default/services/order/instances/order-1", json={})
+    assert told == ["order/order-1"]
     control_plane.close()
