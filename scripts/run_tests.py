@@ -83,7 +83,8 @@ STAGES = (
         (
             _within("tests/integration", "cli", "containers", "registry", "services"),
             _within(
-                "tests/integration/node", "test_backup.py", "test_membership.py", "test_public_clients.py",
+                "tests/integration/node", "test_backup.py", "test_delivery.py", "test_membership.py",
+                "test_public_clients.py",
             ),
             _within(
                 "tests/integration/node", "test_api_fuzz.py", "test_one_node.py", "test_store_url.py",
