@@ -7,13 +7,12 @@ is. What is decided of a call is in `quorate_sdk.calls`; here it is carried out 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
 from quorate_sdk.calls.call import Call, Try
 from quorate_sdk.calls.services import Services
-from quorate_sdk.discovery import Discovery
 
 READY_WAIT_S = 2.0
 """Each request waits so long as long as there is no copy of the registry yet."""
@@ -36,10 +35,20 @@ CALL_OPTIONS = frozenset({"balance", "calls", "zone", "breaker_listeners"})
 """Ours: how calls to services are made. See `quorate_sdk.calls.services.Services`."""
 
 
+class RegistryCopy(Protocol):
+    """`Discovery` is one."""
+
+    async def ready(self, timeout_s: float) -> bool:
+        """Whether there is a copy by then."""
+        ...
+
+
 class ServiceTransport(httpx.AsyncBaseTransport):
     """Calls services by their names, and passes everything else on."""
 
-    def __init__(self, discovery: Discovery, services: Services, inner: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, discovery: RegistryCopy, services: Services, inner: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         """`inner` makes the connections: `connections()` when not given."""
         self._discovery = discovery
         self._services = services

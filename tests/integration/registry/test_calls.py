@@ -39,7 +39,7 @@ class Known:
     def now(self, *instances: Instance) -> None:
         self._instances = instances
 
-    async def ready(self, _timeout_s: float) -> bool:
+    async def ready(self, timeout_s: float) -> bool:
         return True
 
 
@@ -60,7 +60,7 @@ async def calling(known: Known, kind: str = "async", **options: Any) -> AsyncIte
     """What makes a request: on the loop, or in a thread while the loop serves."""
     services = Services(known, **{"balance": "round_robin", **options})
     if kind == "async":
-        async with http_client(ServiceTransport(known, services)) as client:  # type: ignore[arg-type]
+        async with http_client(ServiceTransport(known, services)) as client:
             yield client.request
         return
     with sync_http_client(SyncServiceTransport(services, lambda: None)) as sync:
@@ -260,7 +260,7 @@ async def test_a_caller_that_gives_up_says_nothing_of_the_service() -> None:
     async with Upstream(Exchange.until_closed) as upstream:
         known = Known(upstream.port)
         services.known = known
-        async with http_client(ServiceTransport(known, services)) as client:  # type: ignore[arg-type]
+        async with http_client(ServiceTransport(known, services)) as client:
             for number in range(3):
                 asked = asyncio.get_running_loop().create_task(client.get(URL))
                 await upstream.until(lambda number=number: len(upstream.requests) > number)
@@ -280,7 +280,7 @@ async def test_an_answer_is_the_calls_until_its_end_and_is_counted_once(kind: st
         known.now(instance(1, upstream.port))
         called = services.service("inventory", time.monotonic())
         if kind == "async":
-            async with http_client(ServiceTransport(known, services)) as client:  # type: ignore[arg-type]
+            async with http_client(ServiceTransport(known, services)) as client:
                 async with client.stream("GET", URL) as answer:
                     assert called.endpoints.active == 1
                     assert await answer.aread() == b"hello"
