@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry import propagate, trace
 from quorate_core.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
 from quorate_resilience import BreakerSettings, BreakerState, Transition
 from quorate_sdk.calls.errors import CallNotSent, CallTimedOut, CircuitOpen, ServiceUnreachable
@@ -21,6 +22,7 @@ from support.gateway_upstream import Exchange, Handler, Upstream, unused_port
 
 WAIT_S_MAX = 10.0
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+OTHER_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 URL = "http://inventory/stock"
 
 
@@ -346,3 +348,15 @@ async def test_options_that_cannot_be_read_are_named(options: dict[str, object],
             await ask("GET", URL, extensions={"quorate": options})
     with pytest.raises(ValueError, match="balance is one of"):
         Services(Known(), balance="best")
+
+
+async def test_where_opentelemetry_has_an_active_span_its_trace_goes_on() -> None:
+    assert propagate is not None  # a program that uses it has imported both
+    context = trace.SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, False, trace.TraceFlags(1))
+    async with Upstream() as upstream, calling(Known(upstream.port)) as ask:
+        with trace.use_span(trace.NonRecordingSpan(context)), request_context({"traceparent": OTHER_TRACEPARENT}):
+            await ask("GET", URL)
+        assert upstream.requests[-1].field("traceparent") == TRACEPARENT
+        with request_context({"traceparent": OTHER_TRACEPARENT}):
+            await ask("GET", URL)
+        assert (upstream.requests[-1].field("traceparent") or "").startswith(OTHER_TRACEPARENT[:36])
