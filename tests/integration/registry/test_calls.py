@@ -185,7 +185,10 @@ async def test_a_deadline_goes_along_and_is_what_is_left(kind: str) -> None:
 @BOTH
 async def test_a_call_that_is_not_answered_in_time_says_so_in_both_families(kind: str) -> None:
     async with Upstream(Exchange.until_closed) as upstream, calling(Known(upstream.port), kind) as ask:
-        with deadline(0.2), pytest.raises(CallTimedOut, match=r"has not answered within 0\.\d\d s; tried i-1") as raised:
+        with (
+            deadline(0.2),
+            pytest.raises(CallTimedOut, match=r"has not answered within 0\.\d\d s; tried i-1") as raised,
+        ):
             await ask("GET", URL)
         assert isinstance(raised.value, OutcomeUnknown)
         assert isinstance(raised.value, httpx.ReadTimeout)
