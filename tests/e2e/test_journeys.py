@@ -79,9 +79,7 @@ def add_route(platform: Platform, tmp_path: Path) -> None:
     assert put.returncode == 0, put.stderr
 
 
-def test_a_service_of_ones_own_is_routed_at_once_and_gone_without_its_heartbeat(
-    platform: Platform, tmp_path: Path
-) -> None:
+def test_a_service_of_ones_own_is_routed_at_once_and_gone_when_it_has_ended(platform: Platform, tmp_path: Path) -> None:
     add_route(platform, tmp_path)
     node, client = platform.endpoints[0], platform.http
     instance = f"{node}/v1/registry/default/services/hello/instances/hello-1"
@@ -89,9 +87,10 @@ def test_a_service_of_ones_own_is_routed_at_once_and_gone_without_its_heartbeat(
     def through_gateway() -> int:
         return client.get(platform.gateway + "/hello/world").status_code
 
-    def listed() -> list[str]:
+    def stale() -> list[bool]:
+        """Of those that are listed."""
         found = client.get(f"{node}/v1/registry/default/services/hello").json()["instances"]
-        return [one["id"] for one in found]
+        return [one["stale"] for one in found]
 
     with service_of_ones_own() as port:
         spec = {"host": "127.0.0.1", "port": port, "ttl_s": 2}
@@ -103,13 +102,17 @@ def test_a_service_of_ones_own_is_routed_at_once_and_gone_without_its_heartbeat(
             json={"instances": [{"service": "hello", "id": "hello-1"}, {"service": "hello", "id": "never-was"}]},
         ).json()
         assert (beat["renewed"], [one["id"] for one in beat["unknown"]]) == (1, ["never-was"])
-        # No further heartbeat: its time to live of two seconds ends it.
-        eventually("it is gone from routing", lambda: through_gateway() == 503, 10)
-        assert listed() == []
+        # No further heartbeat: the only one of its service stays, marked stale, for as long as it answers.
+        eventually("its time to live is over", lambda: stale() == [True], 10)
+        assert through_gateway() == 200
         assert client.put(instance, json={**spec, "ttl_s": 60}).status_code == 201
-        eventually("it is routed again", lambda: through_gateway() == 200, 5)
+        eventually("it is as before", lambda: stale() == [False], 5)
         assert client.delete(instance).status_code == 200
         eventually("deregistered is gone at once", lambda: through_gateway() == 503, 5)
+        assert client.put(instance, json=spec).status_code == 201
+        eventually("it is routed again", lambda: through_gateway() == 200, 5)
+    eventually("it has ended, and nobody listens where it was", lambda: stale() == [], 15)
+    eventually("it is gone from routing", lambda: through_gateway() == 503, 5)
 
 
 def test_invalid_routes_are_refused_with_the_line_and_the_old_ones_keep_serving(
