@@ -224,7 +224,8 @@ class Catalog:
         # Changes at or below it are not all in `_recent`.
         self._unknown_changed_revision = 0
         # A service that is not in `_services` may have changed at this revision, and not after it.
-        self._answers: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
+        self._answers: OrderedDict[tuple[object, ...], tuple[int, bytes]] = OrderedDict()
+        # With the revision that each is of: an older one of the same is not kept, since a snapshot may be large.
         self._index = _Index()
 
     @property
@@ -297,27 +298,22 @@ class Catalog:
         self, revision: int, loading: Loading, changed: Sequence[InstanceName] | None = None
     ) -> list[InstanceName]:
         """Replace everything by what the store had at `revision`; returns the names of which another state is shown:
-        `changed`, when somebody has worked out the differences before."""
+        `changed`, when somebody has worked out the differences before.
+
+        What was shown between the former revision and this one is not known here: something may have come and gone,
+        and a watcher may have seen it at another node. So who resumes from before gets a snapshot, and each service
+        may have changed.
+        """
         if changed is None:
             changed = [name for name in self.differences(loading) if name is not None]
-        former, self._services = self._services, loading.services
-        self._orphans, self._index = loading.orphans, loading.index
-        self._empty.clear()
-        is_anew = not self.loaded or revision < self.revision
-        for namespace, services in self._services.items():
-            for service_name, service in services.items():
-                known = former.get(namespace, {}).get(service_name)
-                since = self._unknown_changed_revision if known is None else known.changed_revision
-                service.changed_revision = revision if is_anew else since
+        self._services, self._orphans, self._index = loading.services, loading.orphans, loading.index
+        for services in self._services.values():
+            for service in services.values():
+                service.changed_revision = revision
         self._unknown_changed_revision = max(self._unknown_changed_revision, revision)
-        if is_anew:
-            self._recent.clear()
-            self._recent_floor = revision
-        else:
-            for name in changed:
-                self._service(name.of).changed_revision = revision
-                self._remember(revision, name)
-                self._keep_or_forget(name.of)
+        self._empty.clear()
+        self._recent.clear()
+        self._recent_floor = revision
         self._answers.clear()
         self.digest.load(revision, loading.contributions)
         if not self.loaded:
@@ -433,7 +429,10 @@ class Catalog:
             self._index.put(entry.name, entry, settings)
 
     def _service(self, name: ServiceName) -> _Service:
-        return self._services.setdefault(name.namespace, {}).setdefault(name.service, _Service())
+        services = self._services.setdefault(name.namespace, {})
+        if name.service not in services:
+            services[name.service] = _Service(changed_revision=self._unknown_changed_revision)
+        return services[name.service]
 
     def _remember(self, revision: int, name: InstanceName) -> None:
         self._recent.append((revision, name))
@@ -486,7 +485,7 @@ class Catalog:
 
     def gzipped_list_body(self, namespace: str, service: str) -> bytes:
         """The same, compressed once a revision."""
-        key = ("gzip", self.revision, namespace, service)
+        key = ("gzip", namespace, service)
         return self._answer(key, lambda: _gzip(self.list_body(namespace, service)))
 
     def services_body(self, namespace: str) -> bytes:
@@ -516,7 +515,7 @@ class Catalog:
             parts = (_encode(name) + b":" + array for name, array in arrays if array != b"[]")
             return b'{"revision":%d,"services":{%b}}' % (self.revision, b",".join(parts))
 
-        return self._answer(("snapshot", self.revision, interest), encode)
+        return self._answer(("snapshot", interest), encode)
 
     def delta_body(self, names: tuple[InstanceName, ...]) -> bytes:
         """`RegistryDelta`: what is shown now of each name."""
@@ -524,7 +523,7 @@ class Catalog:
         def encode() -> bytes:
             return b'{"revision":%d,"changes":[%b]}' % (self.revision, b",".join(map(self._change, names)))
 
-        return self._answer(("delta", self.revision, names), encode)
+        return self._answer(("delta", names), encode)
 
     def _change(self, name: InstanceName) -> bytes:
         service = self._find(name)
@@ -542,11 +541,12 @@ class Catalog:
 
     def _answer(self, key: tuple[object, ...], encode: Callable[[], bytes]) -> bytes:
         held = self._answers.get(key)
-        if held is None:
-            held = self._answers[key] = encode()
+        if held is None or held[0] != self.revision:
+            self._answers.pop(key, None)
+            held = self._answers[key] = (self.revision, encode())
             if len(self._answers) > ENCODED_ANSWERS_MAX:
                 self._answers.popitem(last=False)
-        return held
+        return held[1]
 
 
 def _with(parts: _Parts, kind: KeyKind, kv: KeyValue | None) -> _Parts:

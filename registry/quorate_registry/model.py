@@ -249,7 +249,7 @@ def encode_settings(settings: ServiceSettings, by: str, at_ms: int) -> bytes:
 def decode_settings(value: bytes) -> ServiceSettings:
     """Raises ValueError (pydantic's and msgspec's errors are)."""
     found = msgspec.to_builtins(_service_decoder.decode(value))
-    return ServiceSettings.model_validate({name: found[name] for name in ServiceSettings.model_fields})
+    return ServiceSettings.model_validate({name: found[name] for name in ServiceSettings.model_fields}, extra="ignore")
 
 
 def encode_note(note: Note) -> bytes:
@@ -261,8 +261,15 @@ def decode_note(value: bytes) -> Note:
     return _note_decoder.decode(value)
 
 
+def is_checked(record: Record, settings: ServiceSettings) -> bool:
+    """Whether checks say how it is; also by a check that this version cannot read: then nodes of a later one ask, and
+    all show the same."""
+    return not record.ephemeral and (record.check is not None or settings.default_check is not None)
+
+
 def check_of(record: Record, settings: ServiceSettings) -> HealthCheck | None:
-    """How this instance is checked: only a persistent one is; its own check goes before its service's default."""
+    """How this instance is checked: only a persistent one is; its own check goes before its service's default. None
+    also for one that this version cannot read."""
     if record.ephemeral:
         return None
     if record.check is None:
@@ -271,8 +278,11 @@ def check_of(record: Record, settings: ServiceSettings) -> HealthCheck | None:
 
 
 @lru_cache(CHECKS_CACHED)
-def _parsed_check(encoded: bytes) -> HealthCheck:
-    return _check_adapter.validate_json(encoded)
+def _parsed_check(encoded: bytes) -> HealthCheck | None:
+    try:
+        return _check_adapter.validate_json(encoded, extra="ignore")
+    except ValueError:
+        return None
 
 
 def rfc3339(at_ms: int) -> str:
@@ -314,7 +324,7 @@ def entry_of(
     """`health` with the revision of its key."""
     found, health_revision = health or (None, 0)
     view = view_of(
-        name, record, max(record_revision, health_revision), is_checked=check_of(record, settings) is not None,
+        name, record, max(record_revision, health_revision), is_checked=is_checked(record, settings),
         health=found, is_stale=record.ephemeral and not lease,
     )  # fmt: skip
     return Entry(name, record, record_revision, lease, found, health_revision, view, _encoder.encode(view))

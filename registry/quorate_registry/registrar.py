@@ -40,7 +40,6 @@ from quorate_registry.model import (
     Note,
     Record,
     ServiceName,
-    check_of,
     decode_health,
     decode_record,
     decode_settings,
@@ -48,6 +47,7 @@ from quorate_registry.model import (
     encode_note,
     encode_record,
     encode_settings,
+    is_checked,
     key_of,
     patched,
     record_of,
@@ -243,8 +243,9 @@ class _Keys(NamedTuple):
         except ValueError:
             settings, health = DEFAULT_SETTINGS, None
         is_stale = record.ephemeral and self.alive is None
-        is_checked = check_of(record, settings) is not None
-        return view_of(name, record, revision, is_checked=is_checked, health=health, is_stale=is_stale)
+        return view_of(
+            name, record, revision, is_checked=is_checked(record, settings), health=health, is_stale=is_stale
+        )
 
 
 class _Registration:

@@ -12,7 +12,15 @@ from quorate_core.errors import TooManyRequests
 from quorate_registry import catalog as catalog_module
 from quorate_registry import watch as watch_module
 from quorate_registry.catalog import Catalog, Interest, Loading
-from quorate_registry.model import InstanceName, InstanceView, Record, encode_record, instance_key
+from quorate_registry.model import (
+    InstanceName,
+    InstanceView,
+    KeyKind,
+    Record,
+    encode_record,
+    instance_key,
+    key_of,
+)
 from quorate_registry.watch import Subscriptions, first_event, watch_events
 from quorate_sdk.instance_table import InstanceTable
 from quorate_sdk.wire import Bookmark, Instance, InstanceStatus, RegistryDelta, RegistrySnapshot, ServiceInstances
@@ -93,8 +101,51 @@ def test_loading_anew_tells_only_what_differs() -> None:
     kept, changed = put(2, NAMES[0]), put(5, NAMES[1], weight=4)
     differing = catalog.load(9, loading(kept, changed))
     assert sorted(differing) == [NAMES[1], NAMES[2]]
-    assert catalog.changes_since(3, Interest("default")) is not None
     assert catalog.changed_revision("default", "a") == 9
+
+
+def test_what_came_and_went_before_a_node_loaded_anew_is_not_kept_by_who_saw_it_elsewhere() -> None:
+    """Another node has shown it in between; this one cannot know, and so answers with a snapshot, and does not let a
+    blocking query wait for a change that may have been."""
+    catalog = loaded()
+    apply(catalog, put(2, NAMES[0]))
+    catalog.load(9, loading(put(2, NAMES[0])))
+    assert catalog.changes_since(5, Interest("default")) is None
+    assert catalog.changes_since(9, Interest("default")) == ()
+    assert catalog.changed_revision("default", "a") == 9
+
+
+def test_a_service_that_is_heard_of_for_the_first_time_may_have_changed_before() -> None:
+    catalog = loaded(revision=7)
+    unset = KeyValue(key_of(KeyKind.SETTINGS, NAMES[0].of), b"", 0, 8, 0)
+    catalog.apply(WatchBatch(8, (Event(EventKind.DELETE, unset),)), _fail_unreadable)
+    assert catalog.changed_revision("default", "a") == 7
+
+
+@pytest.mark.parametrize(
+    ("check", "is_read"),
+    [({"type": "tcp", "added_later": 1}, True), ({"type": "of a later version"}, False), ({}, False)],
+)
+def test_a_check_of_a_later_version_stops_no_node_and_hides_nobody(check: dict[str, Any], is_read: bool) -> None:
+    later = encode_record(msgspec.structs.replace(record(), check=check))
+    kv = KeyValue(instance_key(NAMES[0]), later, 1, 2, 1)
+    followed, fresh = loaded(), Catalog()
+    apply(followed, Event(EventKind.PUT, kv))
+    found = Loading()
+    found.add([kv], _fail_unreadable)
+    fresh.load(2, found)
+    for catalog in (followed, fresh):
+        [one] = ServiceInstances.model_validate_json(catalog.list_body("default", "a")).instances
+        assert one.status is InstanceStatus.STARTING, "a later node has said nothing of it yet"
+        assert [entry.name for entry, _ in catalog.checked()] == [NAMES[0]] * is_read
+
+
+def test_an_old_snapshot_is_not_kept_beside_the_new_one() -> None:
+    catalog = loaded()
+    for revision in range(2, 6):
+        apply(catalog, put(revision, NAMES[0], weight=revision))
+        assert b'"weight":%d' % revision in catalog.snapshot_body(Interest("default"))
+        assert len(catalog._answers) == 1
 
 
 def test_changes_before_the_first_load_are_not_remembered() -> None:

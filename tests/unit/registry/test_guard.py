@@ -101,12 +101,15 @@ class History:
         self._keys[key] = KeyValue(key, held[0], 1, self.revision, 1, held[1])
         return Event(EventKind.PUT, self._keys[key])
 
-    def loaded(self) -> Catalog:
-        """A node that has just begun."""
+    def loading(self) -> Loading:
         loading = Loading()
         loading.add((self._keys[key] for key in sorted(self._keys)), fail_unreadable)
+        return loading
+
+    def loaded(self) -> Catalog:
+        """A node that has just begun."""
         catalog = Catalog()
-        catalog.load(self.revision, loading)
+        catalog.load(self.revision, self.loading())
         return catalog
 
 
@@ -168,7 +171,7 @@ def test_a_node_that_followed_and_one_that_has_just_loaded_show_the_same(
         if chance.random() < 0.4:
             continue
         if chance.random() < 0.1:
-            follower = history.loaded()
+            follower.load(history.revision, history.loading())
         else:
             follower.apply(WatchBatch(history.revision, tuple(waiting)), fail_unreadable)
         waiting = []
@@ -183,6 +186,11 @@ class Node:
         self.catalog, self.subscriptions = Catalog(), Subscriptions()
         self.catalog.load(1, Loading())
         self.behind: list[WatchBatch] = []
+
+    def load(self, history: History) -> None:
+        """As one whose history was compacted while it was away."""
+        self.behind = []
+        self.subscriptions.publish(self.catalog.load(history.revision, history.loading()))
 
     def catch_up(self) -> None:
         batches, self.behind = self.behind, []
@@ -220,7 +228,7 @@ class Follower:
 def test_a_watcher_that_goes_from_node_to_node_has_what_each_of_them_shows(
     changes: Sequence[Change], chance: random.Random
 ) -> None:
-    """It resumes by its revision at either node."""
+    """It resumes by its revision at either node; and a node now and then loads anew what it has missed."""
     history, nodes, follower = History(), [Node(), Node()], Follower()
     node, waiting = nodes[0], list(changes)
     while waiting:
@@ -236,7 +244,10 @@ def test_a_watcher_that_goes_from_node_to_node_has_what_each_of_them_shows(
                     node.catch_up()
                     follower.take(subscription.take(node.catalog), node)
         node = nodes[1 - nodes.index(node)]
-        node.catch_up()
+        if chance.random() < 0.3:
+            node.load(history)
+        else:
+            node.catch_up()
 
 
 @settings(max_examples=100, deadline=None)

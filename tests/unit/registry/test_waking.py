@@ -70,7 +70,7 @@ async def test_who_leaves_while_in_line_is_missed_by_nobody() -> None:
             passing = [stack.enter_context(subscriptions.subscribed(interest)) for _ in range(WAKES_A_TURN + 1)]
             subscriptions.publish([NAME])
             assert woken(passing) < len(passing), "more than are woken in a turn: some are in line"
-        await turns_until_all_are_woken(watchers)
+        await turns_until_all_are_woken(watchers + passing)
     assert len(subscriptions) == 0
     assert not subscriptions._due
 
