@@ -17,7 +17,17 @@ import structlog
 from quorate_core.errors import Conflict, NotFound, QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_store.apps import FleetAnswer, FleetNode
-from quorate_store.model import Compare, CompareResult, CompareTarget, KeyValue, PutOp, RangeOp, RangeResult, prefix_end
+from quorate_store.model import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteOp,
+    KeyValue,
+    PutOp,
+    RangeOp,
+    RangeResult,
+    prefix_end,
+)
 from quorate_store.port import Store
 from starlette.types import ASGIApp
 
@@ -142,17 +152,26 @@ class FleetMembership:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running})
-        if not self._lease:
-            return
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                await self._store.lease_revoke(self._lease)
+                if self._lease:
+                    await self._store.lease_revoke(self._lease)
+                if not self._is_announced:
+                    await self._remove_what_was_left()
         except TimeoutError:
             self._not_withdrawn(f"the store did not end its lease within {LEAVE_TIMEOUT_S:g} s")
         except QuorateError as error:
             self._not_withdrawn(error.detail)
         self._lease = 0
         self._is_announced = False
+
+    async def _remove_what_was_left(self) -> None:
+        """The key from before this node was killed. It hangs on a lease that nobody remembers, and that each new leader
+        begins anew; a node that stops before it has announced itself again would be taken for one that is up."""
+        held = await self._store.range(self._key, serializable=True)
+        if held.kvs and held.kvs[0].value == self._record:
+            unchanged = Compare(self._key, CompareTarget.MOD, CompareResult.EQUAL, held.kvs[0].mod_revision)
+            await self._store.txn([unchanged], [DeleteOp(self._key)], [])
 
     def _not_withdrawn(self, reason: str) -> None:
         log.info("node_not_withdrawn", reason=reason, gone_after_s=NODE_TTL_S)

@@ -173,6 +173,33 @@ async def test_a_node_that_was_killed_takes_its_own_place_again_at_once(
     assert lease != former
 
 
+async def test_a_node_that_was_killed_and_stops_before_it_is_announced_again_leaves_nothing(
+    store: LeaderlessStore, tasks: TaskOwner
+) -> None:
+    await store.put(KEY, b'{"url":"http://127.0.0.1"}', lease=(await store.lease_grant(NODE_TTL_S)).lease)
+    await leave_unannounced(store, tasks)
+    assert await held(store) == []
+
+
+async def test_a_node_that_stops_before_it_is_announced_leaves_alone_whoever_has_its_name(
+    store: LeaderlessStore, tasks: TaskOwner
+) -> None:
+    await store.put(KEY, b'{"url":"http://10.0.0.2"}')
+    await leave_unannounced(store, tasks)
+    assert len(await held(store)) == 1
+
+
+async def leave_unannounced(store: LeaderlessStore, tasks: TaskOwner) -> None:
+    """As `OWN`, after an attempt while there was no leader."""
+    wait = DrivenWait()
+    membership = FleetMembership(store, OWN, wait)
+    store.error = NotProposed("there is no leader")
+    membership.join(tasks)
+    assert await wait.asked_s() == RETRY_INTERVAL_S
+    store.error = None
+    await membership.leave()
+
+
 async def test_two_nodes_of_one_name_do_not_push_each_other_out(
     store: LeaderlessStore, clock: ManualClock, tasks: TaskOwner
 ) -> None:
