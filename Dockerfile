@@ -3,7 +3,7 @@
 #   docker build -t quorate:local .
 #
 # Another package index: --build-arg PIP_INDEX_URL=…, and PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_CERT likewise. They
-# belong to the first stage only, so nothing of them is in the image.
+# belong to the first two stages only, so nothing of them is in the image.
 
 ARG PYTHON_TAG=3.11-slim-bookworm
 
@@ -37,6 +37,22 @@ RUN /opt/quorate/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-
     && chmod -R a+rX,go-w /opt/quorate
 
 
+# What every request goes through in the gateway, compiled (docs/internals/gateway.md). Compiler and tools stay behind in
+# this stage; where no compiler can be had, this is said, and the gateway runs from its source.
+FROM build AS compiled
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+ARG PIP_CERT
+RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends gcc libc6-dev || true
+COPY docker/compile.lock /src/docker/
+RUN /opt/build/bin/pip --python /opt/quorate/bin/python install --quiet --only-binary :all: \
+        --require-hashes -r /src/docker/compile.lock
+COPY scripts/compile_gateway.py scripts/translate_modules.py /src/scripts/
+RUN cd /opt/quorate/lib/python3.11/site-packages/quorate_gateway/proxy && mkdir __compiled__ \
+    && /opt/quorate/bin/python /src/scripts/compile_gateway.py --optional && chmod -R a+rX,go-w __compiled__
+
+
 FROM python:${PYTHON_TAG}
 LABEL org.opencontainers.image.title="Quorate" \
       org.opencontainers.image.description="Registry, config center, gateway and sample services on one replicated store" \
@@ -48,6 +64,8 @@ RUN groupadd --gid 10001 quorate \
     && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin quorate \
     && install -d -o 10001 -g 10001 -m 0700 /data /cluster /begun
 COPY --from=build /opt/quorate /opt/quorate
+COPY --from=compiled /opt/quorate/lib/python3.11/site-packages/quorate_gateway/proxy/__compiled__ \
+        /opt/quorate/lib/python3.11/site-packages/quorate_gateway/proxy/__compiled__
 # Some images of Python come without the bytecode of its own library; what our processes import of it is compiled here.
 RUN /opt/quorate/bin/python -P -c 'import quorate_node.bootstrap, quorate_gateway.bootstrap, quorate_order.bootstrap, \
         quorate_inventory.bootstrap, quorate_order.migrate, quorate_inventory.migrate, quorate_cli.app, \

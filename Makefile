@@ -36,6 +36,7 @@ setup: ## Make .venv from requirements.lock; does nothing when that is done
 
 test: setup ## Run every test, stage by stage (STAGES='unit e2e' for some)
 	@$(python) scripts/fetch_peers.py etcd
+	@$(if $(filter compiled,$(STAGES)),$(python) scripts/compile_gateway.py)
 	@$(python) scripts/run_tests.py $(STAGES)
 
 check: setup ## Lint, formatting, types, import rules and the repository's own rules
@@ -52,9 +53,14 @@ fmt: setup ## Format the code and sort the imports
 lock: setup ## Write requirements.lock anew from what the members ask for
 	$(python) scripts/lock.py
 
+.PHONY: compiled
+compiled: setup ## Compile what every request goes through in the gateway; wants a C compiler
+	@$(python) scripts/compile_gateway.py
+
 .PHONY: bench
 bench: setup ## Measure us beside real peers (ARGS='--full --write', 'gateway --profile'; --help lists the rest)
 	@$(python) scripts/fetch_peers.py
+	@$(python) scripts/compile_gateway.py --optional
 	@exec $(python) -m benchmarks $(ARGS)
 
 .PHONY: sim

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+from quorate_gateway import compiled
 
 from benchmarks import quorate_processes
 from benchmarks.failures import BenchmarkFailed
@@ -47,6 +48,8 @@ LATE_SHARE_MAX = 0.25
 LOADER_CPU_PERCENT_MAX = 60
 """Above either the load generator says more about itself than about the contender."""
 WORKERS_FLAGS = ("--workers", "2")
+COMPILED = "quorate-compiled"
+"""Where there is a current build, which `make bench` makes if it can."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,15 @@ class GatewayScenario:
     name = "gateway"
     title = "Gateway: one core, 64 kept connections, a JSON answer of about 100 bytes"
     summary = "one core proxies small answers, beside nginx, HAProxy and Envoy: by wrk, and at a fixed rate"
-    ours: tuple[str, ...] = ("quorate", "quorate-bare", "quorate-2")
+    ours: tuple[str, ...] = ("quorate", COMPILED, "quorate-bare", "quorate-2")
     loads: Sequence[Load] = (LOAD, RATE_LOAD)
     goals: Sequence[Goal] = (
         Goal(LOAD.name, "quorate", "envoy", Figure.RATE, 1.5),
         Goal(LOAD.name, "quorate", "nginx", Figure.RATE, 0.6),
         Goal(LOAD.name, "quorate", "envoy", Figure.P99, 1.0),
         Goal(RATE_LOAD.name, "quorate", "envoy", Figure.P99, 1.0),
+        Goal(LOAD.name, COMPILED, "envoy", Figure.RATE, 1.5),
+        Goal(LOAD.name, COMPILED, "nginx", Figure.RATE, 0.6),
     )
     bounds: Sequence[Bound] = ()
     are_cores_shared = False
@@ -100,11 +105,14 @@ class GatewayScenario:
             bare = (CONFIGURATIONS / "quorate-routes-bare.yaml").read_text()
             for name, routes, pattern, flags in (
                 ("quorate", whole, ADMITTED_BY_GATEWAY, ()),
+                (COMPILED, whole, ADMITTED_BY_GATEWAY, ()),
                 ("quorate-bare", bare, COUNTED_BY_GATEWAY, ()),
                 ("quorate-2", whole, ADMITTED_BY_GATEWAY, WORKERS_FLAGS),
             ):
                 is_sampled = profiled and not flags
                 starts[name] = partial(_quorate, name, routes, pattern, bench, upstreams, http, is_sampled, flags)
+            if compiled.why_not_current() is not None:
+                del starts[COMPILED]
             yield starts
 
 
@@ -221,8 +229,9 @@ def _quorate(
         quorate_processes.register(http, node_url, "hello", upstreams, TTL_S)
         quorate_processes.publish_routes(http, node_url, routes)
         gateway = quorate_processes.start_gateway(
-            port, admin_port, node_url, bench.cores if flags else bench.tested, folder, profiled, flags
-        )
+            port, admin_port, node_url, bench.cores if flags else bench.tested, folder, profiled, flags,
+            "required" if name == COMPILED else "off",
+        )  # fmt: skip
         with gateway:
             counter = Counter(f"http://127.0.0.1:{admin_port}/metrics", counted)
             proxy = Proxy(bench, gateway, port, http, counter, profiled)

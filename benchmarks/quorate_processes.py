@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 from quorate_core.secrets import load_or_create_secret
+from quorate_gateway.compiled import VARIABLE
 
 from benchmarks.failures import BenchmarkFailed
 from benchmarks.processes import Process, until
@@ -36,14 +37,16 @@ def start_node(
 
 def start_gateway(
     port: int, admin_port: int, node_url: str, cores: Sequence[int], folder: Path, profiled: bool = False,
-    flags: Sequence[str] = (),
+    flags: Sequence[str] = (), compiled: str = "off",
 ) -> Process:  # fmt: skip
-    """One `python -m quorate_gateway`, fed by the node at `node_url`, with further `flags`."""
+    """One `python -m quorate_gateway`, fed by the node at `node_url`, with further `flags`; for `compiled` see
+    `quorate_gateway.compiled`."""
     arguments = [
         "--name", "gateway", "--data-dir", str(folder / "data"), "--listen", f"127.0.0.1:{port}",
         "--admin", f"127.0.0.1:{admin_port}", "--endpoints", node_url, *_QUIET, *flags,
     ]  # fmt: skip
-    return Process("gateway", [*_python(folder, profiled), "quorate_gateway", *arguments], cores, folder, {})
+    environment = {VARIABLE: compiled}
+    return Process("gateway", [*_python(folder, profiled), "quorate_gateway", *arguments], cores, folder, environment)
 
 
 def _python(folder: Path, profiled: bool) -> list[str]:

@@ -31,8 +31,8 @@ from benchmarks.tables import profile_table
 from benchmarks.watch import WatchScenario
 
 CONTENDERS = (
-    "nginx", "haproxy", "envoy", "envoy-bare", "etcd", "pysyncobj", "pysyncobj-unbatched", "quorate", "quorate-bare",
-    "quorate-2", "aiohttp", "fastapi",
+    "nginx", "haproxy", "envoy", "envoy-bare", "etcd", "pysyncobj", "pysyncobj-unbatched", "quorate",
+    "quorate-compiled", "quorate-bare", "quorate-2", "aiohttp", "fastapi",
 )  # fmt: skip
 EXIT_INTERRUPTED = 130
 

@@ -58,12 +58,13 @@ def cell(spread: Spread, form: str) -> str:
 
 
 def comparisons_of(scenario: Scenario, results: Results) -> list[Comparison]:
-    """The first of ours against each peer, and each goal's ratio whatever figure it is about."""
-    us = scenario.ours[0]
+    """The first of ours against each peer, and so whoever else of ours has goals."""
+    sides = dict.fromkeys([scenario.ours[0], *(goal.us for goal in scenario.goals)])
     peers = [name for name in contenders_of(results) if name not in scenario.ours]
     found = [
         compare(results.measurements, load.name, us, peer, figure, scenario.goals)
         for load in scenario.loads
+        for us in sides
         for peer in peers
         for figure in Figure
     ]

@@ -1,7 +1,8 @@
 """Write the locks: every third-party package that is needed, pinned with hashes.
 
 requirements.lock has all that any member or the workspace asks for; docker/runtime.lock the part of it that the members
-need to run, and docker/build.lock the part that makes wheels of them: an image is built from these two.
+need to run, docker/build.lock the part that makes wheels of them, and docker/compile.lock the part that compiles
+modules of the gateway: an image is built from these three.
 No address of any package index is recorded; tests check that.
 """
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 RUNTIME_LOCK = ROOT / "docker" / "runtime.lock"
 BUILD_LOCK = ROOT / "docker" / "build.lock"
+COMPILE_LOCK = ROOT / "docker" / "compile.lock"
+COMPILE_REQUIREMENTS = frozenset({"mypy", "setuptools"})
+"""What `compile_gateway.py` imports."""
 NOT_IN_IMAGES = frozenset({"quorate-testing"})
 """Members that users' tests import; .dockerignore leaves them out."""
 
@@ -71,6 +75,7 @@ def main() -> int:
         # NB: under the first one's pins, so that what runs in an image is what was tested.
         write(RUNTIME_LOCK, runtime_requirements(), "--constraint", str(LOCK))
         write(BUILD_LOCK, build_requirements(), "--constraint", str(LOCK))
+        write(COMPILE_LOCK, set(COMPILE_REQUIREMENTS), "--constraint", str(LOCK))
     except subprocess.CalledProcessError as error:
         return error.returncode
     return 0

@@ -1,8 +1,9 @@
 """Run the tests stage by stage, cheapest first, and say how long each took. A stage that fails stops no other.
 
-Arguments name stages; none means all. A stage's groups run at the same time, each in a process of its own, and take the
-ports which have to be known before they are bound from ranges of their own. Groups are cut so that two processors have
-about the same to do; tests that wait leave theirs to others, so there may be more groups than processors.
+Arguments name stages; none means all but those that run only when they are named. A stage's groups run at the same
+time, each in a process of its own, and take the ports which have to be known before they are bound from ranges of their
+own. Groups are cut so that two processors have about the same to do; tests that wait leave theirs to others, so there
+may be more groups than processors.
 
 The pure members' branch coverage is measured in one group, which has all of their tests. Tracing makes a program many
 times as slow, so tests that count to many are not traced; see `tests/unit/resilience/conftest.py`.
@@ -43,6 +44,10 @@ class Group:
 class Stage:
     name: str
     groups: tuple[Group, ...]
+    is_on_request: bool = False
+    """Whether it runs only when it is named."""
+    gateway_compiled: str = "off"
+    """Whether the gateway's compiled modules are used (`quorate_gateway.compiled`). Other stages test the source."""
 
     @property
     def present(self) -> list[Group]:
@@ -105,6 +110,15 @@ STAGES = (
             _within("tests/faults", "test_full_disk.py", "test_judges.py", "test_processes.py", "test_watches.py"),
         ),
     ),
+    Stage(
+        "compiled",
+        (
+            _within("tests", "unit/gateway", "faults/test_gateway_attacks.py", "faults/test_gateway_services.py"),
+            _within("tests", "integration/gateway", "faults/test_gateway_load.py"),
+        ),
+        is_on_request=True,
+        gateway_compiled="required",
+    ),
 )  # fmt: skip
 
 
@@ -116,7 +130,7 @@ def main(wanted: list[str]) -> int:
     if forgotten := unlisted():
         print(f"tests that no stage runs: {', '.join(forgotten)}; name them in {Path(__file__).name}")
         return 2
-    chosen = [stage for stage in STAGES if not wanted or stage.name in wanted]
+    chosen = [stage for stage in STAGES if stage.name in wanted or not (wanted or stage.is_on_request)]
     results = [(stage, *run(stage)) for stage in chosen]
     print("\nstage          result     seconds")
     for stage, result, seconds in results:
@@ -138,38 +152,41 @@ def run(stage: Stage) -> tuple[str, float]:
     if not groups:
         return "no tests", 0.0
     started_s = time.monotonic()
-    passed = run_side_by_side(stage.name, groups)
+    passed = run_side_by_side(stage, groups)
     if any(group.measures_coverage for group in groups):
         # Both verdicts are wanted: failing tests must not hide missing coverage.
         passed = report_coverage() and passed
     return "passed" if passed else "FAILED", time.monotonic() - started_s
 
 
-def run_side_by_side(name: str, groups: list[Group]) -> bool:
+def run_side_by_side(stage: Stage, groups: list[Group]) -> bool:
     """The first group's output is shown as it comes, the others' when it has ended."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"{at}.txt" for at in range(1, len(groups))]
         files = [path.open("wb") for path in outputs]
         others = [
-            subprocess.Popen(command(group), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment(at))
+            subprocess.Popen(
+                command(group), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment(stage, at)
+            )
             for at, (group, file) in enumerate(zip(groups[1:], files, strict=True), start=1)
         ]
-        print(f"\n== {name}: {' '.join(groups[0].present)}", flush=True)
-        codes = [subprocess.run(command(groups[0]), cwd=ROOT, check=False, env=environment(0)).returncode]
+        print(f"\n== {stage.name}: {' '.join(groups[0].present)}", flush=True)
+        codes = [subprocess.run(command(groups[0]), cwd=ROOT, check=False, env=environment(stage, 0)).returncode]
         for group, other, file, output in zip(groups[1:], others, files, outputs, strict=True):
             codes.append(other.wait())
             file.close()
-            print(f"\n== {name}, at the same time: {' '.join(group.present)}", flush=True)
+            print(f"\n== {stage.name}, at the same time: {' '.join(group.present)}", flush=True)
             print(output.read_text(errors="replace"), flush=True)
     return not any(codes)
 
 
-def environment(group: int) -> dict[str, str]:
+def environment(stage: Stage, group: int) -> dict[str, str]:
     """Groups must not hand out each other's ports. Compiled modules are kept, whatever this shell wants: hundreds of
     processes start, each of which would compile the whole source anew."""
     first = PORTS_FROM + group * PORTS_A_GROUP
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "QUORATE_PORT_RANGE": f"{first}-{first + PORTS_A_GROUP - 1}"}
+    ports = f"{first}-{first + PORTS_A_GROUP - 1}"
+    return {**kept, "QUORATE_PORT_RANGE": ports, "QUORATE_GATEWAY_COMPILED": stage.gateway_compiled}
 
 
 def command(group: Group) -> list[str]:

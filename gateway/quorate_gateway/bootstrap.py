@@ -30,6 +30,7 @@ from quorate_gateway.control import Control, at_once
 from quorate_gateway.documents.access import ApiKeysDocument
 from quorate_gateway.matching import CompileContext
 from quorate_gateway.metrics import GatewayCollector
+from quorate_gateway.proxy import COMPILED
 from quorate_gateway.proxy.refusals import encode_welcome
 from quorate_gateway.proxy.tls import Certificate
 from quorate_gateway.reloads import Reloads
@@ -66,6 +67,8 @@ class Serving:
 
 async def main(stop: Stop) -> None:
     settings = GatewaySettings.from_command_line("quorate-gateway")
+    if COMPILED.refusal is not None:
+        raise SettingsError(COMPILED.refusal)
     configure_logs(settings.name, settings.log_format, settings.log_level)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again; else it would end us
     # NB: what is pushed last ends first: the data plane drains while its routes are still kept up to date.
@@ -129,7 +132,10 @@ async def _start(settings: GatewaySettings, stop: Stop, ends: AsyncExitStack) ->
     tame_garbage_collector()
     if not stop.requested:
         scheme = "http" if certificate is None else "https"
-        log.info("listening", url=f"{scheme}://{address}", admin=f"http://{admin_address}", workers=settings.workers)
+        log.info(
+            "listening", url=f"{scheme}://{address}", admin=f"http://{admin_address}", workers=settings.workers,
+            compiled=COMPILED.is_compiled or COMPILED.reason,
+        )  # fmt: skip
 
 
 def _alone(

@@ -12,6 +12,7 @@ from quorate_resilience import BreakerState
 from quorate_resilience.shedding import Priority
 
 from quorate_gateway.control import Control
+from quorate_gateway.proxy import COMPILED
 from quorate_gateway.proxy.counters import LATENCY_BOUNDS_S
 from quorate_gateway.proxy.tls import Certificate
 from quorate_gateway.served import RouteReport, Served
@@ -183,6 +184,7 @@ class GatewayCollector(Collector):
 
     def _snapshot(self) -> Iterable[Metric]:
         control, revisions = self._control, self._control.revisions
+        yield _value("compiled", "1 when what every request goes through runs compiled", int(COMPILED.is_compiled))
         yield _value("snapshot_revision", "Newest store revision in the snapshot", revisions.newest)
         yield _value("routes_version", "Version of the routes document that is served", revisions.routes_version)
         yield _value(

@@ -5,7 +5,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from quorate_core.clock import ManualClock
 from quorate_core.tasks import TaskOwner
@@ -14,7 +14,6 @@ from quorate_gateway.policies.admission import Admission
 from quorate_gateway.proxy.counters import PlaneCounters
 from quorate_gateway.proxy.exchange import Exchange
 from quorate_gateway.proxy.framing import read_request_head
-from quorate_gateway.proxy.plane import DataPlane
 from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.tunnel import Tunnel
 from quorate_gateway.proxy.upstream import EndpointPool, UpstreamConnection
@@ -216,9 +215,9 @@ class Scene:
 
     def start(self, admission: "Admission | asyncio.Future[Admission | Refusal] | None" = None) -> Exchange:
         """Begin with what of the body is in the request's bytes."""
-        plane, done = cast("DataPlane", self), self.head.fields.length == len(self.rest)
+        done = self.head.fields.length == len(self.rest)
         self.exchange = Exchange(
-            plane, self.client, self.head, self.route, self.clock.monotonic_s(), admission or Admission()
+            self, self.client, self.head, self.route, self.clock.monotonic_s(), admission or Admission()
         )
         self.exchange.start(self.rest, done)
         return self.exchange

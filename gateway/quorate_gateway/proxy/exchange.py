@@ -24,7 +24,6 @@ permit, to the load and the counters that it has ended, and to the balancing tha
 """
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from quorate_core.errors import InvariantViolation, Retry
 from quorate_resilience import Permit
@@ -37,6 +36,7 @@ from quorate_gateway.policies.deadline import RULE as DEADLINE_RULE
 from quorate_gateway.policies.deadline import deadline_refusal
 from quorate_gateway.proxy.bodies import Body, response_body
 from quorate_gateway.proxy.client import Client
+from quorate_gateway.proxy.context import ExchangeContext
 from quorate_gateway.proxy.counters import CLIENT_GONE
 from quorate_gateway.proxy.framing import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead, read_response_head
 from quorate_gateway.proxy.heads import date_field, encode_answer_head, encode_request_head, with_time_left
@@ -45,9 +45,6 @@ from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.tries import NEVER, Tries
 from quorate_gateway.proxy.tunnel import switching_head
 from quorate_gateway.proxy.upstream import UpstreamConnection
-
-if TYPE_CHECKING:
-    from quorate_gateway.proxy.plane import DataPlane
 
 HELD_BYTES_MAX = 65_536
 """Of a request, for sending it again; and while there is no connection to send it on."""
@@ -85,7 +82,7 @@ class Exchange(Tries):
 
     def __init__(
         self,
-        plane: "DataPlane",
+        plane: ExchangeContext,
         client: Client,
         head: RequestHead,
         route: CompiledRoute,
@@ -360,7 +357,7 @@ class Exchange(Tries):
             self._timer = None
 
     def _wake(self) -> None:
-        self._timer = None
+        self._stop_timer()
         now_s = self._plane.monotonic_s()
         self.expire(now_s)
         if not self._has_ended and self._response is None and self._timer is None:

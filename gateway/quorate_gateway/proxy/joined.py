@@ -5,16 +5,12 @@ progress, end with the upstream's connection and not with the 101: a balancer th
 the shedding of load.
 """
 
-from typing import TYPE_CHECKING
-
 from quorate_core.errors import InvariantViolation
 
 from quorate_gateway.matching import Endpoint
+from quorate_gateway.proxy.context import ExchangeContext
 from quorate_gateway.proxy.counters import RouteCounters
 from quorate_gateway.proxy.tunnel import Tunnel
-
-if TYPE_CHECKING:
-    from quorate_gateway.proxy.plane import DataPlane
 
 
 class Joined:
@@ -22,7 +18,7 @@ class Joined:
 
     __slots__ = ("_counters", "_endpoint", "_latency_s", "_plane", "tunnel")
 
-    def __init__(self, plane: "DataPlane", counters: RouteCounters, endpoint: Endpoint, latency_s: float) -> None:
+    def __init__(self, plane: ExchangeContext, counters: RouteCounters, endpoint: Endpoint, latency_s: float) -> None:
         """`latency_s`: of the handshake."""
         self._plane = plane
         self._counters = counters

@@ -12,7 +12,7 @@ every request would pay for.
 
 import math
 import select
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
 
 from quorate_core.errors import InvariantViolation, Retry
 
@@ -20,19 +20,17 @@ from quorate_gateway.documents.destinations import Destination
 from quorate_gateway.matching import CompiledRoute, Endpoint
 from quorate_gateway.policies.caller import Caller
 from quorate_gateway.policies.retry import Failure
+from quorate_gateway.proxy.context import ExchangeContext
 from quorate_gateway.proxy.counters import RouteCounters
 from quorate_gateway.proxy.framing import RequestHead, ResponseHead
 from quorate_gateway.proxy.refusals import Refusal
 from quorate_gateway.proxy.upstream import EndpointPool, PoolExhausted, UpstreamConnection
 
-if TYPE_CHECKING:
-    from quorate_gateway.proxy.plane import DataPlane
-
 NEVER = math.inf
 """In the place of a monotonic time."""
 
 
-class Tries:
+class Tries(ABC):
     __slots__ = (
         "_balance_key",
         "_began_s",
@@ -57,7 +55,7 @@ class Tries:
     )
 
     # NB: set by the exchange's own __init__. A request pays for every call, and for this one a hundredth of its time.
-    _plane: "DataPlane"
+    _plane: ExchangeContext
     head: RequestHead
     route: CompiledRoute
     counters: RouteCounters
@@ -89,17 +87,22 @@ class Tries:
     """What has come of the answer's head."""
     _informational: int
 
-    if TYPE_CHECKING:  # what the exchange does
+    # What the exchange does.
 
-        def connected(self, connection: UpstreamConnection) -> None: ...
+    @abstractmethod
+    def connected(self, connection: UpstreamConnection) -> None: ...
 
-        def received(self, data: bytes) -> None: ...
+    @abstractmethod
+    def received(self, data: bytes) -> None: ...
 
-        def upstream_lost(self, error: Exception | None) -> None: ...
+    @abstractmethod
+    def upstream_lost(self, error: Exception | None) -> None: ...
 
-        def upstream_paused(self, paused: bool) -> None: ...
+    @abstractmethod
+    def upstream_paused(self, paused: bool) -> None: ...
 
-        def _refuse(self, refusal: Refusal) -> None: ...
+    @abstractmethod
+    def _refuse(self, refusal: Refusal) -> None: ...
 
     def _first_endpoint(self, caller: Caller) -> Endpoint | None:
         route = self.route

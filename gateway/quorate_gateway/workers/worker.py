@@ -21,6 +21,7 @@ from quorate_core.process import Stop, tame_garbage_collector
 from quorate_core.tasks import TaskOwner
 
 from quorate_gateway.assembly import DRAIN_S, compile_context, connection_limits, make_plane
+from quorate_gateway.proxy import COMPILED
 from quorate_gateway.proxy.plane import TakeConnection
 from quorate_gateway.proxy.tls import Certificate
 from quorate_gateway.served import LocalPlane
@@ -117,7 +118,10 @@ class Worker:
         tame_garbage_collector()
         self._tell(Serving())
         self._tasks.start(self._report_forever(), "reports")
-        log.info("worker_serves", connections_max=self._connections.limits.client_connections_max)
+        log.info(
+            "worker_serves", connections_max=self._connections.limits.client_connections_max,
+            compiled=COMPILED.is_compiled or COMPILED.reason,
+        )  # fmt: skip
 
     async def follow(self) -> None:
         """Do what the first process says, until it has gone."""

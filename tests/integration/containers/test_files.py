@@ -9,6 +9,7 @@ import yaml
 from integration.containers.deployment import PROCESSES, STEPS
 from integration.containers.locks import hashes, lock_entries, locked_packages, workspace_tools
 from quorate_core.settings import ProcessSettings
+from quorate_gateway.compiled import FOLDER
 from quorate_gateway.settings import GatewaySettings
 from quorate_inventory.migrate import MigrateSettings as InventoryMigrateSettings
 from quorate_inventory.settings import InventoryProcessSettings
@@ -26,9 +27,10 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml
 FOR_TESTS = {"quorate-testing"}
 """Members that are in no image."""
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PACKAGE_FOLDER = ROOT / "gateway" / "quorate_gateway"
 
 
-@pytest.mark.parametrize("lock", ["runtime.lock", "build.lock"])
+@pytest.mark.parametrize("lock", ["runtime.lock", "build.lock", "compile.lock"])
 def test_the_image_gets_what_is_tested_pinned_by_the_same_hashes(lock: str) -> None:
     whole, part = lock_entries("requirements.lock"), lock_entries(f"docker/{lock}")
     assert len(part) >= 5
@@ -48,10 +50,11 @@ def test_no_tool_is_locked_for_the_image_and_nothing_that_a_member_needs_is_miss
     assert {name for name in wanted if not name.startswith("quorate-")} - locked == set()
     backends = {name for member in members() for name in member.project["build-system"]["requires"]}
     assert backends - set(locked_packages("build.lock")) == set()
+    assert {"mypy", "setuptools"} - set(locked_packages("compile.lock")) == set()
 
 
 def test_the_image_is_built_with_checked_hashes_and_does_not_run_as_root() -> None:
-    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r /src/docker/") == 2
+    assert DOCKERFILE.count("--require-hashes") == DOCKERFILE.count("-r /src/docker/") == 3
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
     copied = re.findall(r"^COPY ([a-z-]+) /src/", DOCKERFILE, re.MULTILINE)
     folders = {member.folder.relative_to(ROOT).parts[0] for member in members()}
@@ -59,6 +62,17 @@ def test_the_image_is_built_with_checked_hashes_and_does_not_run_as_root() -> No
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {f"!{folder}" for folder in folders} <= set(ignored)
     assert "*" in ignored, "what is not named never reaches the engine"
+
+
+def test_the_compiler_stays_out_of_the_image_and_what_it_made_goes_where_the_gateway_looks_for_it() -> None:
+    _, compiled, image = (f"FROM {stage}" for stage in DOCKERFILE.split("\nFROM ")[-3:])
+    assert compiled.startswith("FROM build AS compiled")
+    assert "gcc" not in image
+    scripts = re.findall(r"scripts/\w+\.py", compiled)
+    assert all((ROOT / script).is_file() for script in scripts)
+    assert {f"!{script}" for script in scripts} <= set((ROOT / ".dockerignore").read_text().split())
+    [source, target] = re.findall(r"/opt/quorate/lib/python3\.11/site-packages/(\S+)", image)
+    assert source == target == f"quorate_gateway/{FOLDER.relative_to(PACKAGE_FOLDER)}"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -14,6 +14,7 @@ import pytest
 import trustme
 from quorate_core.process import EXIT_SETTINGS
 from quorate_core.tasks import TaskOwner
+from quorate_gateway.compiled import VARIABLE
 from support.gateway_client import TLS_NAME, Answer, Client
 from support.gateway_stack import GatewayStack, gateway_stack
 from support.gateway_upstream import WAIT_S_MAX, Exchange, Upstream
@@ -315,6 +316,28 @@ def test_the_page_has_every_metric_and_no_other(tmp_path: Path) -> None:
     section = PAGE.read_text().partition("## Metrics")[2]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     assert there == {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+# Compiled modules, which these tests use or not, all together; see `scripts/run_tests.py`.
+
+
+@pytest.mark.parametrize("flags", [(), ("--workers", str(WORKERS))], ids=["one process", "workers"])
+async def test_the_processes_say_whether_they_run_compiled(
+    tmp_path: Path, upstream: Upstream, flags: tuple[str, ...]
+) -> None:
+    is_compiled = os.environ[VARIABLE] == "required"
+    async with started(tmp_path, upstream, *flags) as stack:
+        assert await metric(stack, "compiled") == is_compiled
+        told = re.findall(r"(listening|worker_serves) .*compiled=('[^']*'|True)", stack.log)
+        assert len(told) == 1 + (WORKERS if flags else 0)
+        assert {said for _, said in told} == {"True" if is_compiled else f"'{VARIABLE} is off'"}
+
+
+async def test_a_wish_about_them_that_nobody_understands_ends_the_start_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "perhaps")
+    assert f"{VARIABLE} is auto, off or required, not 'perhaps'" in await refused_start(tmp_path)
 
 
 @pytest.mark.parametrize(

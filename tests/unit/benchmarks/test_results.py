@@ -64,6 +64,19 @@ def test_we_are_compared_with_each_peer_and_the_goals_judged() -> None:
     assert {each.us for each in comparisons} == {"quorate"}
 
 
+def test_another_of_ours_is_compared_too_when_it_has_goals_and_was_measured() -> None:
+    found = results()
+    found.measurements += measured("quorate-compiled", 20_000, 20_000) + measured("quorate-2", 90_000, 90_000)
+    judged = {
+        (each.us, each.peer): each.verdict
+        for each in comparisons_of(SCENARIO, found)
+        if each.figure.value == "requests/s"
+    }
+    assert judged["quorate-compiled", "nginx"] == "≥ 0.6 missed"
+    assert judged["quorate", "nginx"] == "≥ 0.6 met"
+    assert {us for us, _ in judged} == {"quorate", "quorate-compiled"}
+
+
 def test_failures_and_remarks_stand_beside_the_figures() -> None:
     text = describe_results(
         SCENARIO,
