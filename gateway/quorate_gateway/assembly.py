@@ -1,9 +1,8 @@
 """Makes a data plane and all that it stands on, from settings: for the only process, and for each of several."""
 
-import resource
-
 import structlog
 from quorate_core.errors import SettingsError
+from quorate_core.process import allow_open_files
 from quorate_core.tasks import TaskOwner
 from quorate_resilience.shedding import LoadShedder
 
@@ -27,10 +26,7 @@ def connection_limits(settings: WorkerSettings) -> ConnectionLimits:
     Each client may need a file for itself and one for its upstream.
     """
     wanted = 2 * settings.client_connections_max + FILES_BESIDE_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    allowed = allow_open_files(wanted)
     if allowed == wanted:
         return settings.connection_limits(settings.client_connections_max)
     connections_max = max(1, (allowed - FILES_BESIDE_CONNECTIONS) // 2)

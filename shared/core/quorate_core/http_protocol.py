@@ -30,7 +30,7 @@ HEAD_TIMEOUT_S = 10.0
 UNREAD_BODY_TIMEOUT_S = 5.0
 """Long enough for a client that sends on and reads then, and as long as nginx lingers."""
 CONNECTIONS_MAX = 20_000
-"""Of one server: as many as a node has watchers."""
+"""Of one server, when nothing else is said: as many as a node has watchers."""
 ABORT_EXTENSION = "quorate.abort"
 STREAM_EXTENSION = "quorate.stream"
 _FIELDS_DETAIL = f"a head may have {HEAD_FIELDS_MAX} fields"
@@ -48,8 +48,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     head_timeout_s = HEAD_TIMEOUT_S
     unread_body_timeout_s = UNREAD_BODY_TIMEOUT_S
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, connections_max: int = CONNECTIONS_MAX, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._connections_max = connections_max
         self._in_head = False
         self._head_bytes = 0
         """Of the head or the trailer being read, as far as reads after its beginning have brought it."""
@@ -69,7 +70,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """As last seen when the keep-alive time was over; negative before."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= CONNECTIONS_MAX:
+        if len(self.connections) >= self._connections_max:
             transport.abort()
             return
         super().connection_made(transport)

@@ -8,6 +8,7 @@ drains as on SIGTERM; a child that cannot drain in time is ended.
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
@@ -72,6 +73,16 @@ def run_process(main: Callable[[Stop], Awaitable[None]]) -> NoReturn:
             print(f"{_program()}: {error.detail}", file=sys.stderr)  # noqa: T201 - before logs are configured
         raise SystemExit(EXIT_FAILURE) from None
     raise SystemExit(0)
+
+
+def allow_open_files(wanted: int) -> int:
+    """Make the soft limit of open files `wanted`, as far as the hard one lets it; a greater one stays. Returns how many
+    of the `wanted` are allowed now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 async def _main_with_signals(main: Callable[[Stop], Awaitable[None]]) -> None:

@@ -3,13 +3,15 @@
 import asyncio
 import errno
 import socket
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from quorate_core.direct_protocol import DirectHttpProtocol
 from quorate_core.errors import SettingsError
-from quorate_core.http_protocol import BoundedHttpProtocol
+from quorate_core.http_protocol import CONNECTIONS_MAX, BoundedHttpProtocol
 from quorate_core.settings import HostPort
 from quorate_core.tasks import TaskOwner
 from quorate_core.websocket_protocol import AbortableWebSocket
@@ -49,7 +51,8 @@ def bound_address(listener: socket.socket) -> HostPort:
 
 
 class HttpServer:
-    """One application on one listener. `stop` ends streams first, then requests, then connections."""
+    """One application on one listener. `stop` ends streams first, then requests, then connections. A connection above
+    `connections_max` is aborted."""
 
     def __init__(
         self,
@@ -58,9 +61,11 @@ class HttpServer:
         stopping: asyncio.Event,
         tasks: TaskOwner,
         protocol: type[BoundedHttpProtocol] = DirectHttpProtocol,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
+        bounded: Any = partial(protocol, connections_max=connections_max)  # uvicorn only calls it
         config = uvicorn.Config(
-            app, loop="none", http=protocol, lifespan="on", log_config=None, access_log=False,
+            app, loop="none", http=bounded, lifespan="on", log_config=None, access_log=False,
             ws=AbortableWebSocket, ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX, ws_per_message_deflate=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=75,
         )  # fmt: skip

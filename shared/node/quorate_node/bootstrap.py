@@ -9,8 +9,9 @@ import structlog
 from fastapi import FastAPI
 from quorate_core.asgi import Protection, Surface, create_app
 from quorate_core.clock import SystemClock
+from quorate_core.http_protocol import CONNECTIONS_MAX
 from quorate_core.metrics import measure_loop_pauses
-from quorate_core.process import Stop, tame_garbage_collector
+from quorate_core.process import Stop, allow_open_files, tame_garbage_collector
 from quorate_core.secrets import load_secret
 from quorate_core.serving import HttpServer, bound_address, open_listener
 from quorate_core.tasks import TaskOwner
@@ -28,6 +29,8 @@ from quorate_node.settings import NodeSettings
 
 BODY_BYTES_MAX = 3 * 1024 * 1024
 """The store's 1.5 MiB as the v3 API carries them: in base64, inside JSON."""
+FILES_BESIDE_CONNECTIONS = 512
+"""The log's, the state's, those of peers and of checks: clients must never take these."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,13 +83,24 @@ async def _start_surface(
     membership = FleetMembership(store, own, apps=[app.name for app in apps])
     membership.join(tasks)
     stack.push_async_callback(membership.leave)
-    server = HttpServer(api, listener, surface.stopping, tasks)
+    server = HttpServer(api, listener, surface.stopping, tasks, connections_max=connections_allowed())
     stack.push_async_callback(server.stop)
     await server.start()
     log.info(
         "node_started", name=settings.name, http=str(bound), url=own.url, **engine.described,
         apps=[app.name for app in apps], protected=token is not None and not bound.is_loopback,
     )  # fmt: skip
+
+
+def connections_allowed() -> int:
+    """How many clients may be connected, so that files are left for what the node itself does."""
+    wanted = CONNECTIONS_MAX + FILES_BESIDE_CONNECTIONS
+    allowed = allow_open_files(wanted)
+    if allowed == wanted:
+        return CONNECTIONS_MAX
+    connections_max = max(1, allowed - FILES_BESIDE_CONNECTIONS, allowed // 2)
+    log.warning("fewer_connections", connections_max=connections_max, reason=f"{allowed} open files are allowed")
+    return connections_max
 
 
 def _mount(

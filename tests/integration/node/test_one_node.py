@@ -5,6 +5,7 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,12 @@ from support import plain_http
 from support.node_processes import NodeProcess, node_cluster, until, write_secret
 
 SETTINGS = "/v1/config/default/order/settings.yaml"
+FILES_ALLOWED = 256
+START_WITH_FEW_FILES = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES_ALLOWED // 2}, {FILES_ALLOWED}))
+runpy.run_module("quorate_node", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture
@@ -205,6 +212,25 @@ def test_a_node_whose_disk_refuses_a_write_stops_without_having_acknowledged_it(
     assert running.exit_status() == EXIT_FAILURE
     running.restart()
     assert plain_http.get(path).json()["content"] == "3" * 100_000
+
+
+def test_clients_that_hold_connections_leave_files_for_the_node_itself(node: NodeProcess) -> None:
+    """Where few are allowed: others are cut off, those that were there are served, and the log and the state go on."""
+    node.program = ("-c", START_WITH_FEW_FILES)
+    node.restart()
+    assert "fewer_connections" in node.log
+    assert node.process is not None
+    files = Path(f"/proc/{node.process.pid}/fd")
+    with ExitStack() as ends, httpx.Client(trust_env=False) as early:
+        early.put(node.url + SETTINGS, content="a: 0").raise_for_status()
+        for _ in range(FILES_ALLOWED + 50):
+            ends.enter_context(socket.create_connection(("127.0.0.1", node.http_port)))
+        until("no more are let in", lambda: len(list(files.iterdir())) > FILES_ALLOWED // 2)
+        for number in range(1, 20):
+            early.put(node.url + SETTINGS, content=f"a: {number}").raise_for_status()
+        early.get(node.url + "/v1/cluster/status").raise_for_status()
+        assert len(list(files.iterdir())) < FILES_ALLOWED - 32
+    until("others are let in again", lambda: plain_http.get(node.url + SETTINGS).json()["content"] == "a: 19")
 
 
 def test_two_processes_never_share_a_data_folder(running: NodeProcess, tmp_path: Path) -> None:

@@ -36,6 +36,36 @@ def test_an_address_of_another_machine_is_refused() -> None:
         open_listener(HostPort("192.0.2.1", 0), "x")
 
 
+async def test_a_connection_too_many_is_cut_off_and_another_is_let_in_once_one_has_gone() -> None:
+    listener = open_listener(ANY_PORT, "test")
+    api = create_app(Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None)))
+    host, port = listener.getsockname()[:2]
+    async with asyncio.timeout(20), TaskOwner("test") as tasks:
+        server = HttpServer(api, listener, asyncio.Event(), tasks, connections_max=2)
+        await server.start()
+        first, second, third = [await admitted(host, port) for _ in range(3)]
+        assert first is not None
+        assert second is not None
+        assert third is None
+        first.close()
+        while (third := await admitted(host, port)) is None:
+            pass
+        second.close()
+        third.close()
+        await server.stop()
+
+
+async def admitted(host: str, port: int) -> asyncio.StreamWriter | None:
+    """A connection that was served; None when it was ended instead."""
+    reader, writer = await asyncio.open_connection(host, port)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n")
+        if await reader.read(12) == b"HTTP/1.1 200":
+            return writer
+    writer.close()
+    return None
+
+
 async def test_stopping_ends_streams_and_finishes_running_requests() -> None:
     surface = Surface("test", Protection.for_address(ANY_PORT, ANY_PORT, None))
     api = create_app(surface)
