@@ -8,13 +8,11 @@ In a long run (`FAULT_ROUNDS` is set) leaders change every five seconds and all 
 `FAULT_AWAY_S` and `FAULT_LEADER_INTERVAL_S` say otherwise.
 """
 
-import importlib.util
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from support.fault_cluster import FaultCluster
@@ -151,13 +149,9 @@ def test_workers_that_share_a_socket_are_one_instance_whoever_of_them_is_killed(
 def test_gunicorns_workers_are_one_instance_too(
     observer: Observer,
     make: Callable[..., ServiceProcess],
-    refuse: Callable[[str], NoReturn],
     fault_round: int,
     show: Show,
 ) -> None:
-    for module in ("gunicorn", "uvicorn_worker"):
-        if importlib.util.find_spec(module) is None:
-            refuse(f"{module} is not installed")
     several = make(f"gunicorn-{fault_round}", workers=2, server=GUNICORN)
     with service_processes(several):
         observer.wait_right()

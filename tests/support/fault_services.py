@@ -23,7 +23,7 @@ ASK_S_MAX = 1.0
 START_S_MAX = 40.0
 STOP_S_MAX = 25.0
 UVICORN = ("uvicorn", APPLICATION, "--host", "127.0.0.1", "--log-level", "warning")
-GUNICORN = ("gunicorn", APPLICATION, "--worker-class", "uvicorn_worker.UvicornWorker", "--graceful-timeout", "10")
+GUNICORN = ("gunicorn", APPLICATION, "--worker-class", "uvicorn.workers.UvicornWorker", "--graceful-timeout", "10")
 
 
 class ServiceProcess:
