@@ -200,7 +200,11 @@ class Loading:
         self.instances += 1
 
     def _service(self, name: ServiceName) -> _Service:
-        return self.services.setdefault(name.namespace, {}).setdefault(name.service, _Service())
+        services = self.services.setdefault(name.namespace, {})
+        found = services.get(name.service)
+        if found is None:
+            found = services[name.service] = _Service()
+        return found
 
     def finish(self) -> None:
         for services in self.services.values():
@@ -551,13 +555,16 @@ class Catalog:
 
 def _with(parts: _Parts, kind: KeyKind, kv: KeyValue | None) -> _Parts:
     """`parts` with what one key holds now; None: the key is gone. Raises ValueError for what cannot be read."""
+    record, record_revision, lease, health = parts
     if kind is KeyKind.ALIVE:
-        return parts._replace(lease=0 if kv is None else kv.lease)
-    if kind is KeyKind.HEALTH:
-        return parts._replace(health=None if kv is None else (decode_health(kv.value), kv.mod_revision))
-    if kv is None:
-        return parts._replace(record=None, record_revision=0)
-    return parts._replace(record=decode_record(kv.value), record_revision=kv.mod_revision)
+        lease = 0 if kv is None else kv.lease
+    elif kind is KeyKind.HEALTH:
+        health = None if kv is None else (decode_health(kv.value), kv.mod_revision)
+    elif kv is None:
+        record, record_revision = None, 0
+    else:
+        record, record_revision = decode_record(kv.value), kv.mod_revision
+    return _Parts(record, record_revision, lease, health)
 
 
 def _read_or_gone(parts: _Parts, kind: KeyKind, kv: KeyValue | None, key: bytes, on_unreadable: OnUnreadable) -> _Parts:

@@ -19,6 +19,8 @@ from quorate_registry.model import REGISTRY_PREFIX, REGISTRY_PREFIX_END, Instanc
 from quorate_registry.watch import Subscriptions
 
 LOAD_PAGE_KEYS = 1_000
+TOLD_AT_ONCE_MAX = 2_000
+"""Instances that listeners are told of in one turn of the event loop after a load: a few milliseconds."""
 BACKOFF_FIRST_S = 0.05
 BACKOFF_S_MAX = 2.0
 BARRIER_S_MAX = 5.0
@@ -54,8 +56,8 @@ class CatalogFeed:
         self._queued_barrier: asyncio.Task[QuorateError | None] | None = None
         self.loaded = asyncio.Event()
         self.listeners: list[Callable[[Sequence[InstanceName]], None]] = []
-        """Told after each load and each batch of which instances another state is shown, none of them if so. They must
-        not block."""
+        """Told after each load and each batch of which instances another state is shown, none of them if so; of many
+        that a load has changed, in portions. They must not block."""
         self.observers: list[Callable[[WatchBatch], None]] = []
         """Given each batch as it came, after it was taken."""
 
@@ -122,7 +124,7 @@ class CatalogFeed:
         while True:
             # This member's own state has that revision, so no leader is needed.
             page = await self._store.range(
-                key, REGISTRY_PREFIX_END, limit=LOAD_PAGE_KEYS, revision=revision, serializable=True
+                key, REGISTRY_PREFIX_END, limit=LOAD_PAGE_KEYS, revision=revision, serializable=True, counted=False
             )
             loading.add(page.kvs, _log_unreadable)
             if not page.more:
@@ -140,19 +142,27 @@ class CatalogFeed:
         self._failures = 0
         self.loaded.set()
         log.info("registry_loaded", revision=revision, instances=loading.instances, changed=len(changed))
-        self._tell(changed)
+        self._publish(changed)
+        for at in range(0, max(len(changed), 1), TOLD_AT_ONCE_MAX):
+            self._tell(changed[at : at + TOLD_AT_ONCE_MAX])
+            await asyncio.sleep(0)
 
     def _take(self, batch: WatchBatch) -> None:
-        self._tell(self._catalog.apply(batch, _log_unreadable))
+        changed = self._catalog.apply(batch, _log_unreadable)
+        self._publish(changed)
+        self._tell(changed)
         for observe in self.observers:
             observe(batch)
 
-    def _tell(self, changed: Sequence[InstanceName]) -> None:
+    def _publish(self, changed: Sequence[InstanceName]) -> None:
+        """NB: all of them in one turn. A watcher is woken with the catalog's revision, and has everything up to it."""
         if changed:
             self._subscriptions.publish(changed)
+        self._notify()
+
+    def _tell(self, changed: Sequence[InstanceName]) -> None:
         for listen in self.listeners:
             listen(changed)
-        self._notify()
 
     def _notify(self) -> None:
         self._progress.set()

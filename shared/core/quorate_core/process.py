@@ -27,6 +27,10 @@ EXIT_FAILURE = 1
 EXIT_SETTINGS = 78
 """EX_CONFIG of sysexits.h: starting again without a change of settings is useless, and a supervisor may know it."""
 
+GARBAGE_THRESHOLDS = (10_000, 2, 1_300)
+"""Of `gc.set_threshold`: 10,000 new objects are a young scan; after more than 2 of these comes one of what they left,
+and after more than 1,300 of those one of everything that is not frozen."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -97,10 +101,14 @@ async def _main_with_signals(main: Callable[[Stop], Awaitable[None]]) -> None:
 
 
 def tame_garbage_collector() -> None:
-    """Call once when start-up is done: what was built so far is never scanned again, and young scans are rarer."""
+    """Call once when start-up is done: what was built so far is never scanned again, and scans of everything are rarer.
+
+    NB: a scan holds the interpreter for a microsecond or half of one for each object. What young scans have left is
+    scanned once more every fourth time, 40,000 objects then: were it every twentieth time and 50,000 each, as it once
+    was, a node that takes many registrations in would stand still for half a second."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _watch_lifeline() -> None:

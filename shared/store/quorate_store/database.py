@@ -83,6 +83,16 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     value: bytes = b""
 
 
+class RowHead(msgspec.Struct, frozen=True, array_like=True):
+    """What a `Row` begins with. The rest of it, the value above all, is passed over: neither copied nor, where it has
+    pages of its own, read from the disk."""
+
+    key: bytes
+    version: int
+    create_revision: int
+    lease: int
+
+
 class LeaseRow(msgspec.Struct, frozen=True, array_like=True):
     """`generation`: the log index of the grant. `remaining_ms`: the last checkpoint, 0 for none."""
 
@@ -93,6 +103,7 @@ class LeaseRow(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _row_decoder = msgspec.msgpack.Decoder(Row)
+_head_decoder = msgspec.msgpack.Decoder(RowHead)
 _lease_decoder = msgspec.msgpack.Decoder(LeaseRow)
 _stored_meta_decoder = msgspec.msgpack.Decoder(tuple[int, Meta])
 """(format, meta)."""
@@ -322,6 +333,14 @@ class Database:
                 for key, value in cursor:
                     found_main, sub = _ROW_KEY.unpack(key)
                     yield found_main, sub, _row_decoder.decode(value)
+
+    def heads_from(self, txn: lmdb.Transaction, main: int, sub: int) -> Iterator[tuple[int, int, RowHead]]:
+        """(main, sub, head) from that row on, oldest first."""
+        with txn.cursor(db=self._revisions) as cursor:
+            if cursor.set_range(_ROW_KEY.pack(main, sub)):
+                for key, value in cursor:
+                    found_main, found_sub = _ROW_KEY.unpack(key)
+                    yield found_main, found_sub, _head_decoder.decode(value)
 
     def encoded_rows(self, txn: lmdb.Transaction, first: int, last: int) -> Iterator[tuple[bytes, EncodedRow]]:
         """The rows of the revisions from `first` to `last` as they are stored, oldest first: key and value."""

@@ -160,6 +160,9 @@ class KeyIndex:
 
     def at_revision(self, key: bytes, revision: int) -> Position:
         """The change that `revision` sees, or NOWHERE when the key was not alive then."""
+        history = self._histories.get(key)
+        if isinstance(history, int):  # has changed once, as most have
+            return NOWHERE if main_of(history) > revision or is_deletion(history) else history
         at = self.predecessor(key, position(revision + 1, 0, deleted=False))
         return NOWHERE if is_deletion(at) else at
 

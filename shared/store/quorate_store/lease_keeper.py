@@ -26,7 +26,7 @@ from quorate_store.commands import (
     LeaseRemaining,
     encode_command,
 )
-from quorate_store.leases import CHECKPOINT_BATCH_MAX, Lessor
+from quorate_store.leases import CHECKPOINT_BATCH_MAX, Inherited, Lessor
 from quorate_store.model import LeaseStatus
 from quorate_store.replicated_log import ReplicatedLog
 from quorate_store.state import Applied, StateMachine
@@ -129,6 +129,8 @@ class LeaseKeeper:
             lessor = self._lessor
             if lessor is None:
                 continue
+            while lessor is self._lessor and lessor.adopt():  # noqa: ASYNC110 - the others' turn, and no event
+                await asyncio.sleep(0)
             try:
                 await self._expire_due(lessor)
                 await self._checkpoint_due(lessor)
@@ -145,9 +147,13 @@ class LeaseKeeper:
         if not is_leader:
             self._lessor = None
             return
-        lessor, now_s = Lessor(), self._now_s()
-        for lease, row in self._machine.leases:
-            lessor.add_inherited(lease, row.generation, row.ttl_s, row.remaining_ms, now_s)
+        lessor, table = Lessor(), self._machine.leases
+
+        def lookup(lease: int) -> Inherited | None:
+            row = table.get(lease)
+            return None if row is None else Inherited(row.generation, row.ttl_s, row.remaining_ms)
+
+        lessor.inherit(table.ids(), lookup, self._now_s())
         self._lessor = lessor
 
     def _on_replaced(self) -> None:

@@ -5,6 +5,8 @@ replicated state (`lease_table.py`), what is left of it only here.
 
 - A new leader cannot know which keepalives its predecessor has answered, so it gives every lease what its last
   checkpoint left it, or its whole time to live, and a grace for keepalives that found no leader.
+- There may be a million of these, and nobody may wait while they are written down. So they are *adopted* in slices;
+  whoever is asked for before its turn is adopted then. All of them count from when this leader began.
 - So that leases end though leaders come and go, what is left of a lease that nobody renews is checkpointed into the
   log now and then. A renewal of a checkpointed lease must clear the checkpoint, in the log, before it is answered.
 - A lease past its deadline is `due` once and is then expiring: its caller proposes the end, and says `remove` when
@@ -15,8 +17,10 @@ States of a lease: alive -> expiring -> gone, and expiring -> alive by `expiry_f
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 from quorate_store.commands import LeaseIncarnation, LeaseRemaining
 
@@ -29,6 +33,8 @@ EXPIRY_BATCH_MAX = 256
 """Leases ended by one log entry: it deletes all their keys in one go."""
 CHECKPOINT_BATCH_MAX = 1_024
 
+ADOPTED_AT_ONCE_MAX = 2_048
+"""Inherited leases written down in one turn of the event loop: a few milliseconds."""
 LOOKED_AT_MAX = 4_096
 """Heap entries looked at in one turn of the event loop, a few milliseconds; the rest is for the next tick."""
 
@@ -37,6 +43,27 @@ def checkpoint_interval_s(ttl_s: int) -> float:
     """How long a lease goes without renewal before what is left of it is written down. Above a third of its time to
     live up to 10 s, where keepalives usually come, so that a healthy lease costs no log entries."""
     return min(ttl_s / 2, max(CHECKPOINT_INTERVAL_S_MIN, ttl_s / CHECKPOINTS_PER_LIFE))
+
+
+class Inherited(NamedTuple):
+    """What the state says of a lease of an earlier leader. `checkpoint_ms`: what was left of it, 0 for nothing said."""
+
+    generation: int
+    ttl_s: int
+    checkpoint_ms: int
+
+
+Lookup = Callable[[int], Inherited | None]
+"""None for a lease that is not there, or not any more."""
+
+
+@dataclass(slots=True)
+class _Inheritance:
+    """`left`: the leases whose turn has not come; some may have been adopted before it, or have ended."""
+
+    left: Iterator[int]
+    lookup: Lookup
+    at_s: float
 
 
 @dataclass(slots=True)
@@ -62,24 +89,52 @@ class Lessor:
         self._deadlines: list[tuple[float, int, int]] = []
         self._checkpoints: list[tuple[float, int, int]] = []
         self._stalled_s = 0.0
+        self._inheritance: _Inheritance | None = None
+        """While not all are adopted."""
 
     def __len__(self) -> int:
+        """Those that are written down here."""
         return len(self._leases)
 
     def __contains__(self, lease: int) -> bool:
-        return lease in self._leases
+        return self._find(lease) is not None
 
     def add_granted(self, lease: int, generation: int, ttl_s: int, now_s: float) -> None:
         """A lease that was granted just now."""
-        self._add(lease, generation, ttl_s, ttl_s, now_s, checkpoints=0)
+        self._add(lease, generation, ttl_s, ttl_s, now_s - self._stalled_s, checkpoints=0)
 
-    def add_inherited(self, lease: int, generation: int, ttl_s: int, checkpoint_ms: int, now_s: float) -> None:
-        """A lease of an earlier leader; `checkpoint_ms` is what the state says was left of it, 0 for nothing said."""
-        left_s = (checkpoint_ms / 1000 if checkpoint_ms else ttl_s) + PROMOTION_GRACE_S
-        self._add(lease, generation, ttl_s, left_s, now_s, checkpoints=int(checkpoint_ms > 0))
+    def inherit(self, leases: Iterable[int], lookup: Lookup, now_s: float) -> None:
+        """The leases of earlier leaders, which are this one's from now on; to be called once. None is looked at before
+        `adopt`, or before somebody asks for it: `leases` must stay as they are, and `lookup` say what the state has."""
+        self._inheritance = _Inheritance(iter(leases), lookup, now_s - self._stalled_s)
 
-    def _add(self, lease: int, generation: int, ttl_s: int, left_s: float, now_s: float, *, checkpoints: int) -> None:
-        at_s = now_s - self._stalled_s
+    def adopt(self, leases_max: int = ADOPTED_AT_ONCE_MAX) -> bool:
+        """Write down up to `leases_max` inherited leases; True when more may be left."""
+        inheritance = self._inheritance
+        if inheritance is None:
+            return False
+        looked_at = 0
+        for lease in islice(inheritance.left, leases_max):
+            looked_at += 1
+            if lease not in self._leases:
+                self._adopt(lease, inheritance)
+        if looked_at < leases_max:
+            self._inheritance = None
+        return self._inheritance is not None
+
+    def _adopt(self, lease: int, inheritance: _Inheritance) -> None:
+        known = inheritance.lookup(lease)
+        if known is not None:
+            left_s = (known.checkpoint_ms / 1000 if known.checkpoint_ms else known.ttl_s) + PROMOTION_GRACE_S
+            checkpoints = int(known.checkpoint_ms > 0)
+            self._add(lease, known.generation, known.ttl_s, left_s, inheritance.at_s, checkpoints=checkpoints)
+
+    def _find(self, lease: int) -> _Lease | None:
+        if self._inheritance is not None and lease not in self._leases:
+            self._adopt(lease, self._inheritance)
+        return self._leases.get(lease)
+
+    def _add(self, lease: int, generation: int, ttl_s: int, left_s: float, at_s: float, *, checkpoints: int) -> None:
         one = _Lease(generation, ttl_s, at_s + left_s, at_s + checkpoint_interval_s(ttl_s), checkpoints)
         self._leases[lease] = one
         heapq.heappush(self._deadlines, (one.deadline_s, lease, generation))
@@ -98,7 +153,7 @@ class Lessor:
 
     def renew(self, lease: int, now_s: float) -> bool:
         """Give the lease its whole time to live. False when it does not exist or is expiring."""
-        one = self._leases.get(lease)
+        one = self._find(lease)
         if one is None or one.expiring:
             return False
         at_s = now_s - self._stalled_s
@@ -108,7 +163,7 @@ class Lessor:
 
     def checkpoint_to_clear(self, lease: int) -> int:
         """0, or the number of the checkpoint that the log must take back before a renewal is answered."""
-        one = self._leases.get(lease)
+        one = self._find(lease)
         return 0 if one is None or one.cleared >= one.checkpoints else one.checkpoints
 
     def checkpoint_cleared(self, lease: int, number: int) -> None:
@@ -119,7 +174,7 @@ class Lessor:
 
     def remaining_s(self, lease: int, now_s: float) -> float:
         """Seconds left, never below 0; 0 for what does not exist."""
-        one = self._leases.get(lease)
+        one = self._find(lease)
         return 0.0 if one is None else max(0.0, one.deadline_s - (now_s - self._stalled_s))
 
     def due(self, now_s: float, limit: int = EXPIRY_BATCH_MAX) -> list[LeaseIncarnation]:

@@ -7,13 +7,13 @@ pace; nothing that a caller can ask for shows how far a member has come.
 After compaction at C, every read at C or later, and every event at C or later, is as it was before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import lmdb
 from quorate_core.errors import Compacted, FutureRevision, InvalidRequest, InvariantViolation
 
 from quorate_store.arrangement import arranged, whole_of
-from quorate_store.database import Database, Meta, Row
+from quorate_store.database import Database, Meta, Row, RowHead
 from quorate_store.key_index import (
     CHANGES_PER_REVISION_MAX,
     NOWHERE,
@@ -172,6 +172,11 @@ class Mvcc:
                 found_bytes += found[-1].size_bytes
         return found, max(reached, self.meta.revision)
 
+    def heads_from(self, txn: lmdb.Transaction, main: int, sub: int) -> Iterator[tuple[int, int, RowHead]]:
+        """(main, sub, head) of the changes from this one on, oldest first. None of a revision after the compacted one
+        is ever missing."""
+        return self._database.heads_from(txn, main, sub)
+
     def _event(self, txn: lmdb.Transaction, at: Position, row: Row, previous: bool) -> Event:
         main = main_of(at)
         before = None
@@ -250,29 +255,88 @@ class RevisionWriter:
         return cost_bytes
 
 
+class PastCount:
+    """How many keys of a range were alive at a revision, from how many are now: what was deleted since is added, and
+    what was created since is taken off. It costs what has changed since, and not what the range holds, so that who
+    reads page after page of one revision does not have everything behind a page counted for each."""
+
+    def __init__(self, first: bytes, range_end: bytes, revision: int) -> None:
+        self._first = first
+        self._range_end = range_end
+        self._next_row = (revision + 1, 0)
+        self._visited = 0
+        self._deleted_less_created = 0
+
+    def is_too_long(self, mvcc: Mvcc) -> bool:
+        """Whether more has changed since than is in the range: to walk the range is shorter then. What is still to be
+        looked at has one change a revision at least."""
+        left = mvcc.meta.revision + 1 - self._next_row[0]
+        return self._visited + left > mvcc.index.live_count(self._first, self._range_end)
+
+    def step(self, mvcc: Mvcc, txn: lmdb.Transaction, rows_max: int) -> int | None:
+        """Look at up to `rows_max` changes; the count, or None when there are more."""
+        for visited, (main, sub, head) in enumerate(mvcc.heads_from(txn, *self._next_row)):
+            if visited == rows_max:
+                self._visited += visited
+                self._next_row = (main, sub)
+                return None
+            if is_in_range(head.key, self._first, self._range_end):
+                self._deleted_less_created += (head.version == 0) - (head.version == 1)
+        return mvcc.index.live_count(self._first, self._range_end) + self._deleted_less_created
+
+
 class RangeScan:
     """A range read at a fixed revision in slices, so that a long one does not hold the event loop. Between slices
     the store may change, or be replaced by a snapshot, which holds the same at that revision. Only a compaction past it
-    disturbs the read, and raises Compacted."""
+    disturbs the read, and raises Compacted.
 
-    def __init__(self, op: RangeOp, present: int) -> None:
+    It walks the keys of the range until it has those that are wanted. What is left to count is counted by what has
+    changed since the revision (`PastCount`), or by walking on where that is shorter; or, unless `is_counted`, it is
+    looked at no further than to know whether there is more.
+    """
+
+    def __init__(self, op: RangeOp, present: int, *, is_counted: bool = True) -> None:
         self._op = op
+        self._is_counted = is_counted or op.count_only
         self._present = present
         self._revision = op.revision or present
         self._after: bytes | None = None
         self._kvs: list[KeyValue] = []
         self._bytes = 0
         self._count = 0
+        self._past_count: PastCount | None = None
+        if self._is_counted and op.range_end:
+            self._past_count = PastCount(op.key, op.range_end, self._revision)
 
     def step(self, mvcc: Mvcc, txn: lmdb.Transaction, keys_max: int) -> bool:
-        """Look at up to `keys_max` keys of what the store is now, fewer when they are large; True when that was the
-        last of them."""
-        op = self._op
+        """Look at up to `keys_max` keys of what the store is now, or of its changes, fewer when they are large; True
+        when that was the last of them."""
         if self._revision < mvcc.meta.compact_revision:
             raise compacted(self._revision, mvcc.meta.compact_revision)
+        if self._past_count is not None and self._has_all_wanted:
+            if not self._past_count.is_too_long(mvcc):
+                return self._count_past(self._past_count, mvcc, txn, keys_max)
+            self._past_count = None
+        return self._walk(mvcc, txn, keys_max)
+
+    @property
+    def _has_all_wanted(self) -> bool:
+        return self._op.count_only or 0 < self._op.limit <= len(self._kvs)
+
+    def _count_past(self, past_count: PastCount, mvcc: Mvcc, txn: lmdb.Transaction, rows_max: int) -> bool:
+        counted = past_count.step(mvcc, txn, rows_max)
+        if counted is None:
+            return False
+        self._count = counted
+        return True
+
+    def _walk(self, mvcc: Mvcc, txn: lmdb.Transaction, keys_max: int) -> bool:
+        op = self._op
         visited, bytes_before = 0, self._bytes
         for key in mvcc.index.keys(op.key, op.range_end, self._after):
             if visited == keys_max or self._bytes - bytes_before >= SLICE_BYTES_MAX:
+                return False
+            if self._past_count is not None and self._has_all_wanted:
                 return False
             visited += 1
             self._after = key
@@ -280,7 +344,10 @@ class RangeScan:
             if at == NOWHERE:
                 continue
             self._count += 1
-            if not op.count_only and (op.limit == 0 or len(self._kvs) < op.limit):
+            if self._has_all_wanted:
+                if not self._is_counted:
+                    return True
+            else:
                 kv = mvcc.key_value(txn, at, keys_only=op.keys_only)
                 self._kvs.append(kv)
                 self._bytes += len(key) + len(kv.value)

@@ -48,8 +48,11 @@ class Store(Protocol):
         keys_only: bool = False,
         count_only: bool = False,
         serializable: bool = False,
+        counted: bool = True,
     ) -> RangeResult:
-        """Key-values in order of key. Linearizable, unless `serializable` (this member's state, maybe stale).
+        """Key-values in order of key. Linearizable, unless `serializable` (this member's state, maybe stale). Who reads
+        page after page needs `more` and no `count`: unless `counted`, that may be any number which agrees with `more`,
+        and what comes after the page need not be looked at.
 
         Raises Compacted or FutureRevision for a `revision` that cannot be served.
         """

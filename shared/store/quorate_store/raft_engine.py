@@ -141,6 +141,7 @@ class RaftStore:
         keys_only: bool = False,
         count_only: bool = False,
         serializable: bool = False,
+        counted: bool = True,
     ) -> RangeResult:
         """See `port.Store.range`."""
         op = RangeOp(key, range_end, limit, revision, keys_only, count_only)
@@ -151,11 +152,11 @@ class RaftStore:
             return self._machine.range(op)
         for _ in range(READ_ATTEMPTS_MAX - 1):
             try:
-                return await self._scan(op)
+                return await self._scan(op, counted)
             except Compacted:
                 if op.revision:
                     raise
-        return await self._scan(op)
+        return await self._scan(op, counted)
 
     def _is_short(self, op: RangeOp) -> bool:
         if not op.range_end:
@@ -164,8 +165,8 @@ class RaftStore:
             return False
         return op.count_only or self._machine.live_count(op.key, op.range_end, op.limit) <= SHORT_RANGE_KEYS
 
-    async def _scan(self, op: RangeOp) -> RangeResult:
-        scan, is_done = self._machine.scan(op), False
+    async def _scan(self, op: RangeOp, is_counted: bool) -> RangeResult:
+        scan, is_done = self._machine.scan(op, is_counted=is_counted), False
         while not is_done:
             async with self._range_turns:
                 is_done = scan.step(RANGE_SLICE_KEYS)

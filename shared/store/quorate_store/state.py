@@ -276,11 +276,12 @@ class StateMachine:
         count = self.mvcc.index.live_count(key, range_end)
         return min(count, limit) if limit else count
 
-    def scan(self, op: RangeOp) -> "SlicedRange":
-        """The same in slices, all of them as of the revision at which this was called."""
+    def scan(self, op: RangeOp, *, is_counted: bool = True) -> "SlicedRange":
+        """The same in slices, all of them as of the revision at which this was called. Unless `is_counted`, the count
+        says no more than whether there is more than the limit lets through."""
         self._require_usable()
         self.mvcc.require_readable(op.revision)
-        return SlicedRange(self, RangeScan(op, self._meta.revision))
+        return SlicedRange(self, RangeScan(op, self._meta.revision, is_counted=is_counted))
 
     def step_scan(self, scan: RangeScan, keys_max: int) -> bool:
         """For SlicedRange."""

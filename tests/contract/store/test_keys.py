@@ -410,6 +410,26 @@ async def test_a_long_range_is_of_one_revision_and_knows_its_limit(store: Store,
     assert (past.kvs, past.count, past.more) == (whole.kvs, 2_500, False)
 
 
+async def test_pages_of_one_revision_are_all_that_was_there_then(store: Store, prefix: bytes) -> None:
+    """While keys come and go; whether or not each page is to be counted."""
+    keys = [prefix + b"%05d" % number for number in range(400)]
+    for at in range(0, len(keys), TXN_OPERATIONS_MAX):
+        made = await store.txn([], [PutOp(key, b"v") for key in keys[at : at + TXN_OPERATIONS_MAX]])
+    for counted in (True, False):
+        found: list[bytes] = []
+        first, more = prefix, True
+        while more:
+            page = await store.range(
+                first, prefix_end(prefix), limit=90, revision=made.revision, keys_only=True, counted=counted
+            )
+            found += [kv.key for kv in page.kvs]
+            assert not counted or page.count == len(keys) - len(found) + len(page.kvs)
+            first, more = found[-1] + b"\0", page.more
+            await store.put(prefix + b"%05d-new" % len(found), b"new")
+            await store.delete(keys[len(found) // 2])
+        assert found == keys
+
+
 async def test_large_values_come_whole(store: Store, prefix: bytes) -> None:
     values = [bytes([65 + number]) * 1_000_000 for number in range(6)]
     for number, value in enumerate(values):

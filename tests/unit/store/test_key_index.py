@@ -67,3 +67,16 @@ def test_a_key_with_one_change_left_is_again_as_one_that_has_changed_once() -> N
     for at in changes:
         with pytest.raises(InvariantViolation, match="was never there"):
             index.forget(b"k", at)
+
+
+def test_a_deletion_that_is_all_that_is_left_of_a_key_is_nothing_to_read() -> None:
+    """As after a compaction at just that revision."""
+    index = KeyIndex()
+    put, deleted = position(2, 0, deleted=False), position(3, 0, deleted=True)
+    index.record(b"k", put)
+    assert [index.at_revision(b"k", revision) for revision in (1, 2, 3)] == [NOWHERE, put, put]
+    index.record(b"k", deleted)
+    index.forget(b"k", put)
+    assert [index.at_revision(b"k", revision) for revision in (2, 3, 4)] == [NOWHERE] * 3
+    assert index.newest(b"k") == NOWHERE
+    assert list(index.keys(b"\0", RANGE_ALL)) == [b"k"]

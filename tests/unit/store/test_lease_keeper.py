@@ -13,12 +13,13 @@ from quorate_core.tasks import TaskOwner
 from quorate_raft.core.messages import Entry
 from quorate_store.commands import Command, LeaseExpire, LeaseGrant, decode_command, encode_command
 from quorate_store.lease_keeper import TICK_INTERVAL_S
-from quorate_store.leases import PROMOTION_GRACE_S
+from quorate_store.leases import ADOPTED_AT_ONCE_MAX, PROMOTION_GRACE_S
 from quorate_store.model import EventKind
 from quorate_store.raft_engine import RaftStore
 from quorate_store.replicated_log import LeadershipListener
 from quorate_store.state import StateMachine
 from support.store_local import DirectLog
+from support.store_model import entries_of
 
 PATIENCE_S = 20.0
 
@@ -225,6 +226,29 @@ async def test_a_new_leader_gives_every_lease_its_whole_time(scene: Scene) -> No
     assert status.remaining_ttl_s == 4 + PROMOTION_GRACE_S
     scene.clock.advance(4 + PROMOTION_GRACE_S)
     await scene.until_gone(b"k")
+
+
+async def test_to_come_to_lead_takes_one_turn_whatever_the_number_of_leases(scene: Scene) -> None:
+    """They are written down afterwards, in slices between which others have their turn; meanwhile each is there."""
+    count = 2 * ADOPTED_AT_ONCE_MAX + 100
+    grants = [LeaseGrant(lease, 10) for lease in range(1, count + 1)]
+    scene.machine.apply(entries_of(grants, scene.machine.applied_index + 1))
+    scene.log.depose()
+    scene.log.promote()
+    lessor = scene.store._leases._lessor
+    assert lessor is not None
+    assert len(lessor) == 0
+    assert await scene.store.lease_keepalive([count, count + 1]) == [count + 1]
+    sizes = set[int]()
+
+    def is_done() -> bool:
+        sizes.add(len(lessor))
+        return len(lessor) == count
+
+    await until(is_done)
+    assert sizes >= {ADOPTED_AT_ONCE_MAX + 1, 2 * ADOPTED_AT_ONCE_MAX + 1}
+    scene.clock.advance(10 + PROMOTION_GRACE_S)
+    await until(lambda: len(scene.machine.leases) == 0)
 
 
 async def test_leases_end_though_leaders_come_and_go(scene: Scene) -> None:

@@ -9,6 +9,7 @@ from quorate_store.leases import (
     EXPIRY_BATCH_MAX,
     LOOKED_AT_MAX,
     PROMOTION_GRACE_S,
+    Inherited,
     Lessor,
     checkpoint_interval_s,
 )
@@ -17,6 +18,13 @@ from quorate_store.leases import (
 def lessor_with(ttl_s: int, lease: int = 1, now_s: float = 0.0) -> Lessor:
     lessor = Lessor()
     lessor.add_granted(lease, 7, ttl_s, now_s)
+    return lessor
+
+
+def heir_of(leases: dict[int, Inherited], now_s: float) -> Lessor:
+    """None of them is adopted yet; `leases` are what the state has, and may change as it does."""
+    lessor = Lessor()
+    lessor.inherit(tuple(leases), leases.get, now_s)
     return lessor
 
 
@@ -91,15 +99,13 @@ def test_a_stall_of_the_loop_does_not_count() -> None:
 
 
 def test_an_inherited_lease_gets_its_whole_time_and_a_grace() -> None:
-    lessor = Lessor()
-    lessor.add_inherited(1, 7, 10, checkpoint_ms=0, now_s=100.0)
+    lessor = heir_of({1: Inherited(7, 10, checkpoint_ms=0)}, now_s=100.0)
     assert lessor.remaining_s(1, 100.0) == 10 + PROMOTION_GRACE_S
     assert lessor.checkpoint_to_clear(1) == 0
 
 
 def test_an_inherited_lease_gets_what_its_checkpoint_left_and_a_renewal_must_clear_it() -> None:
-    lessor = Lessor()
-    lessor.add_inherited(1, 7, 10, checkpoint_ms=2_500, now_s=100.0)
+    lessor = heir_of({1: Inherited(7, 10, checkpoint_ms=2_500)}, now_s=100.0)
     assert lessor.remaining_s(1, 100.0) == 2.5 + PROMOTION_GRACE_S
     number = lessor.checkpoint_to_clear(1)
     assert number
@@ -107,6 +113,81 @@ def test_an_inherited_lease_gets_what_its_checkpoint_left_and_a_renewal_must_cle
     assert lessor.remaining_s(1, 101.0) == 10.0
     lessor.checkpoint_cleared(1, number)
     assert lessor.checkpoint_to_clear(1) == 0
+
+
+def test_inherited_leases_are_adopted_in_slices_and_count_from_when_the_leader_began() -> None:
+    lessor = heir_of({lease: Inherited(lease, 10, 0) for lease in range(1, 6)}, now_s=100.0)
+    assert len(lessor) == 0
+    assert lessor.adopt(2)
+    assert len(lessor) == 2
+    lessor.add_stall(3.0)
+    assert lessor.adopt(2)
+    assert not lessor.adopt(2)
+    assert not lessor.adopt(2)
+    assert lessor.due(112.9 + PROMOTION_GRACE_S) == []
+    assert lessor.due(113.0 + PROMOTION_GRACE_S) == [LeaseIncarnation(lease, lease) for lease in range(1, 6)]
+
+
+def test_a_lease_that_ends_before_it_is_adopted_never_is_and_its_id_may_come_again() -> None:
+    state = {1: Inherited(7, 10, 0), 2: Inherited(8, 10, 500)}
+    lessor = heir_of(state, now_s=100.0)
+    for lease in (1, 2):
+        del state[lease]
+        lessor.remove(lease)
+    assert 1 not in lessor
+    assert not lessor.renew(1, 100.0)
+    state[2] = Inherited(9, 60, 0)
+    lessor.add_granted(2, 9, 60, 101.0)
+    assert not lessor.adopt()
+    assert len(lessor) == 1
+    assert lessor.remaining_s(2, 101.0) == 60.0
+    assert lessor.checkpoint_to_clear(2) == 0
+
+
+def seen_by(lessor: Lessor, call: str, lease: int, now_s: float) -> object:
+    match call:
+        case "renew":
+            return lessor.renew(lease, now_s)
+        case "look":
+            return lease in lessor, lessor.remaining_s(lease, now_s)
+        case "clear":
+            number = lessor.checkpoint_to_clear(lease)
+            lessor.checkpoint_cleared(lease, number)
+            return number
+        case "end":
+            return lessor.remove(lease)
+        case "stall":
+            return lessor.add_stall(0.5)
+    raise NotImplementedError(call)
+
+
+@given(
+    st.dictionaries(st.integers(1, 12), st.tuples(st.integers(1, 20), st.sampled_from([0, 500, 3_000])), max_size=12),
+    st.lists(
+        st.tuples(st.sampled_from(["renew", "look", "clear", "end", "stall", "adopt"]), st.integers(1, 12)), max_size=25
+    ),
+)
+def test_when_a_lease_is_adopted_is_not_to_be_seen(
+    inherited: dict[int, tuple[int, int]], calls: list[tuple[str, int]]
+) -> None:
+    """A leader that adopts in slices, and on demand, says what one says that had adopted all at once."""
+    state = {lease: Inherited(lease + 100, ttl_s, left_ms) for lease, (ttl_s, left_ms) in inherited.items()}
+    steady, sliced = heir_of(state, 50.0), heir_of(state, 50.0)
+    assert not steady.adopt(len(state) + 1)
+    now_s = 50.0
+    for call, lease in calls:
+        now_s += 0.7
+        if call == "adopt":
+            sliced.adopt(lease)
+            continue
+        if call == "end":
+            state.pop(lease, None)
+        assert seen_by(sliced, call, lease, now_s) == seen_by(steady, call, lease, now_s)
+    while sliced.adopt(1):
+        pass
+    for later_s in (3.0, 8.0, 25.0, 60.0):
+        assert sliced.checkpoints_due(now_s + later_s) == steady.checkpoints_due(now_s + later_s)
+        assert sliced.due(now_s + later_s) == steady.due(now_s + later_s)
 
 
 def test_a_lease_that_is_renewed_in_time_is_never_checkpointed() -> None:

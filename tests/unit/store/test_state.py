@@ -1,6 +1,7 @@
 """The state machine under what can go wrong: kill -9, doubtful files, full stores and maps, wrong entries."""
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -451,3 +452,16 @@ def test_comparisons_are_counted_too(machine: StateMachine) -> None:
     unlike = Compare(b"\0", CompareTarget.VERSION, CompareResult.GREATER, 1, RANGE_ALL)
     result = apply_one(machine, TxnOp((unlike,) * 100, (), (PutOp(b"new", b""),)))
     assert isinstance(result, TxnResult), "what comes after the first comparison that fails is not read"
+
+
+def test_the_garbage_collector_runs_again_after_a_load_and_after_one_that_failed(
+    machine: StateMachine, tmp_path: Path
+) -> None:
+    apply_one(machine, PutOp(b"k", b"v"))
+    assert gc.isenabled()
+    machine._meta.revision += 1
+    machine.sweep(1)  # writes the counters, which the rows do not go with any more
+    machine.abandon()
+    with pytest.raises(InvariantViolation, match="the rows end with revision 2"):
+        opened(tmp_path)
+    assert gc.isenabled()

@@ -105,6 +105,7 @@ class EtcdStore:
         keys_only: bool = False,
         count_only: bool = False,
         serializable: bool = False,
+        counted: bool = True,
     ) -> RangeResult:
         """See `port.Store.range`."""
         op = RangeOp(key, range_end, limit, revision, keys_only, count_only)
