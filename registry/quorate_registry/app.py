@@ -14,6 +14,7 @@ from quorate_registry.checks.runner import Checks
 from quorate_registry.delivery_api import DeliveryApi
 from quorate_registry.divergence import Divergence
 from quorate_registry.feed import CatalogFeed
+from quorate_registry.guardian import Guardian
 from quorate_registry.ownership import Ownership
 from quorate_registry.reaper import Reaper
 from quorate_registry.recent_nodes import RecentNodes
@@ -48,11 +49,12 @@ class RegistryApp:
         self._timeline = RegistryTimeline(context.store)
         ownership = Ownership(context.store, context.node_name, context.tasks)
         parts = (context.node_name, self.catalog, feed, registrar, ownership, context.tasks, context.clock)
-        checks, reaper = Checks(*parts), Reaper(*parts)
+        checks, reaper, guardian = Checks(*parts), Reaper(*parts), Guardian(*parts)
         feed.start()
         ownership.start()
         checks.start()
         reaper.start()
+        guardian.start()
         self.divergence.start(context.tasks)
 
     def mount(self, api: FastAPI) -> None:

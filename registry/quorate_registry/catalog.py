@@ -97,12 +97,14 @@ _NOTHING = _Parts()
 @dataclass(slots=True)
 class _Service:
     """`entries`: all that are known, those that have lapsed too. `changed_revision`: of the last change of what is
-    shown, removals included. `encoded`: what is shown as a JSON array in order of id, or None until somebody asks."""
+    shown, removals included. `encoded`: what is shown as a JSON array in order of id, or None until somebody asks.
+    `guard_revision`: of the guard key, 0 without one."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     lapsed: set[str] = field(default_factory=set)
     population: Population = field(default_factory=Population)
     settings: ServiceSettings = DEFAULT_SETTINGS
+    guard_revision: int = 0
     is_protected: bool = False
     changed_revision: int = 0
     encoded: bytes | None = None
@@ -126,7 +128,7 @@ class _Service:
             self.population.lapsed += by if entry.has_lapsed else 0
 
     def judged(self) -> bool:
-        return self.population.is_protected(self.settings.protection_threshold)
+        return self.population.is_protected(self.settings.protection_threshold, is_guarded=self.guard_revision > 0)
 
     def shows(self, entry: Entry) -> bool:
         return self.is_protected or not entry.has_lapsed
@@ -144,13 +146,14 @@ _NOBODY = _Service()
 
 
 class _Index:
-    """Who has lapsed, in that order, and who is to be checked."""
+    """Who has lapsed, in that order, who is to be checked, and which services have a guard key."""
 
-    __slots__ = ("checked", "lapsed")
+    __slots__ = ("checked", "guarded", "lapsed")
 
     def __init__(self) -> None:
         self.lapsed: dict[InstanceName, None] = {}
         self.checked: dict[InstanceName, None] = {}
+        self.guarded: dict[ServiceName, None] = {}
 
     def put(self, name: InstanceName, entry: Entry | None, settings: ServiceSettings) -> None:
         if entry is not None and entry.has_lapsed:
@@ -161,6 +164,12 @@ class _Index:
             self.checked.setdefault(name)
         else:
             self.checked.pop(name, None)
+
+    def put_guard(self, name: ServiceName, revision: int) -> None:
+        if revision:
+            self.guarded.setdefault(name)
+        else:
+            self.guarded.pop(name, None)
 
 
 class Loading:
@@ -187,6 +196,9 @@ class Loading:
         if isinstance(name, ServiceName):
             if kind is KeyKind.SETTINGS:
                 self._service(name).settings = decode_settings(kv.value)
+            elif kind is KeyKind.GUARD:
+                self._service(name).guard_revision = kv.mod_revision
+                self.index.put_guard(name, kv.mod_revision)
             return
         parts = _with(self.orphans.get(name, _NOTHING), kind, kv)
         if parts.record is None:
@@ -266,6 +278,19 @@ class Catalog:
     def is_protected(self, namespace: str, service: str) -> bool:
         return self._known(namespace, service).is_protected
 
+    def is_short(self, namespace: str, service: str) -> bool:
+        """Whether fewer than its threshold are alive: then it is protected with a guard key and without."""
+        known = self._known(namespace, service)
+        return known.population.is_short(known.settings.protection_threshold)
+
+    def guard_revision(self, namespace: str, service: str) -> int:
+        """Of the service's guard key; 0 when there is none."""
+        return self._known(namespace, service).guard_revision
+
+    def guarded(self) -> Sequence[ServiceName]:
+        """Those with a guard key."""
+        return tuple(self._index.guarded)
+
     def settings(self, namespace: str, service: str) -> ServiceSettings:
         return self._known(namespace, service).settings
 
@@ -343,6 +368,7 @@ class Catalog:
     def _take(self, revision: int, events: Iterable[Event], on_unreadable: OnUnreadable) -> list[InstanceName]:
         touched: dict[InstanceName, _Parts] = {}
         settings: dict[ServiceName, ServiceSettings] = {}
+        guards: dict[ServiceName, int] = {}
         for event in events:
             try:
                 kind, name = parse_key(event.kv.key)
@@ -356,17 +382,23 @@ class Catalog:
                 touched[name] = _read_or_gone(parts, kind, kv, event.kv.key, on_unreadable)
             elif kind is KeyKind.SETTINGS:
                 settings[name] = _settings_or_default(kv, event.kv.key, on_unreadable)
-        before = self._shown_of(touched, settings)
+            elif kind is KeyKind.GUARD:
+                guards[name] = 0 if kv is None else kv.mod_revision
+        before = self._shown_of(touched, settings, guards)
         for service_name, found in settings.items():
             self._set_settings(service_name, found)
+        for service_name, guard_revision in guards.items():
+            self._service(service_name).guard_revision = guard_revision
+            self._index.put_guard(service_name, guard_revision)
         for name, parts in touched.items():
             self._set(name, parts)
-        for service in (self._service(name) for name in {name.of for name in touched} | settings.keys()):
+        concerned = {name.of for name in touched} | settings.keys() | guards.keys()
+        for service in map(self._service, concerned):
             service.is_protected = service.judged()
-        return self._tell(revision, before, self._shown_of(touched, settings))
+        return self._tell(revision, before, self._shown_of(touched, settings, guards))
 
     def _shown_of(
-        self, touched: Iterable[InstanceName], settings: Iterable[ServiceName]
+        self, touched: Iterable[InstanceName], settings: Iterable[ServiceName], guards: Iterable[ServiceName]
     ) -> dict[ServiceName, tuple[bool, dict[str, bytes]]]:
         """What is shown of these, and of all whose showing depends on theirs: whether each service is protected, and
         the bytes of those that are shown."""
@@ -375,6 +407,8 @@ class Catalog:
             ids.setdefault(name.of, set()).add(name.id)
         for service_name in settings:
             ids.setdefault(service_name, set()).update(self._known(*service_name).entries)
+        for service_name in guards:
+            ids.setdefault(service_name, set())
         found = {}
         for service_name, those in ids.items():
             service = self._known(*service_name)
@@ -446,7 +480,7 @@ class Catalog:
     def _keep_or_forget(self, name: ServiceName) -> None:
         """A service of which nothing is known but when it changed is forgotten when there are too many such."""
         service = self._service(name)
-        if service.entries or service.settings != DEFAULT_SETTINGS:
+        if service.entries or service.settings != DEFAULT_SETTINGS or service.guard_revision:
             self._empty.pop(name, None)
             return
         self._empty[name] = None

@@ -6,10 +6,11 @@ An instance has up to three keys, each under a prefix of its own and then `{name
     quorate/registry-alive/   empty, on the instance's lease; only of ephemeral ones, while their heartbeats come
     quorate/registry-health/  what active checks have found, a `Health`; only of persistent ones that are checked
 
-A service may have two, `{namespace}/{service}`:
+A service may have three, `{namespace}/{service}`:
 
     quorate/registry-services/  its `ServiceRecord`: settings, and who made them
     quorate/registry-notes/     a `Note`: why an instance of it was removed last, written in the very transaction
+    quorate/registry-guard/     a `Guard`: its owner has seen it protected, and not yet that nothing of it is lapsed
 
 What anybody is shown follows from these keys at a revision, and from nothing else (ADR 12).
 """
@@ -42,10 +43,11 @@ class KeyKind(StrEnum):
     HEALTH = "registry-health"
     SETTINGS = "registry-services"
     NOTE = "registry-notes"
+    GUARD = "registry-guard"
 
     @property
     def is_of_service(self) -> bool:
-        return self in (KeyKind.SETTINGS, KeyKind.NOTE)
+        return self in (KeyKind.SETTINGS, KeyKind.NOTE, KeyKind.GUARD)
 
 
 _PREFIXES = {kind: b"quorate/" + kind.value.encode() + b"/" for kind in KeyKind}
@@ -99,13 +101,25 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """What checks of an instance have decided. Written only when `passing` changes."""
+    """What checks of an instance have decided. Written only when `passing` changes, or whether it is in doubt.
+
+    In doubt is what fails without a word of the other side (`checks.doubt`): `doubt_since_ms` says since when, 0 when
+    it is not. While the network is thought to be the reason it is *held*: written as passing, and shown as stale. A
+    version before these fields ignores them, and shows it as passing.
+    """
 
     passing: bool
     output: str
     """What was seen when it was decided; at most OUTPUT_CHARS_MAX characters."""
     checked_by: str
     changed_at_ms: int
+    doubt_since_ms: int = 0
+    held_since_ms: int = 0
+    """When it was held first in this doubt; 0: never."""
+
+    @property
+    def is_held(self) -> bool:
+        return self.passing and self.doubt_since_ms > 0
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +139,13 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     at_ms: int
     reason: str
+
+
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has seen a service protected, and when. That the key is there decides, whatever it holds."""
+
+    by: str
+    at_ms: int
 
 
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,6 +282,10 @@ def decode_note(value: bytes) -> Note:
     return _note_decoder.decode(value)
 
 
+def encode_guard(guard: Guard) -> bytes:
+    return _encoder.encode(guard)
+
+
 def is_checked(record: Record, settings: ServiceSettings) -> bool:
     """Whether checks say how it is; also by a check that this version cannot read: then nodes of a later one ask, and
     all show the same."""
@@ -301,11 +326,12 @@ def view_of(
             InstanceStatus.STARTING if health is None
             else InstanceStatus.UP if health.passing else InstanceStatus.DOWN
         )  # fmt: skip
+    is_held = is_checked and health is not None and health.is_held
     return InstanceView(
         namespace=name.namespace, service=name.service, id=name.id, host=record.host, port=record.port,
         scheme=record.scheme, weight=record.weight, zone=record.zone, version=record.version, metadata=record.metadata,
         status=status, ttl_s=record.ttl_s, revision=revision, tags=record.tags, ephemeral=record.ephemeral,
-        stale=is_stale, health=_health_view(health) if is_checked else None,
+        stale=is_stale or is_held, health=_health_view(health) if is_checked else None,
     )  # fmt: skip
 
 

@@ -53,10 +53,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _LapsedOf:
-    """Of one service. `is_protected`: as it was when all of them were scheduled last."""
+    """Of one service. `standing`: as it was when all of them were scheduled last."""
 
     names: set[InstanceName]
-    is_protected: bool
+    standing: tuple[bool, bool]
+    """Whether it is protected, and whether too few are alive."""
 
 
 class Reaper:
@@ -87,7 +88,7 @@ class Reaper:
         self._services: dict[ServiceName, _LapsedOf] = {}
         # Those with lapsed instances.
         self._flipped: dict[ServiceName, None] = {}
-        # Protection of these has begun or ended, and what has lapsed is due at another time than it was.
+        # The standing of these is another one, and what has lapsed is due at another time than it was.
         self._running = 0
         self._woken = asyncio.Event()
         self._resync_due = asyncio.Event()
@@ -104,9 +105,9 @@ class Reaper:
         """These have changed, or may have."""
         touched = {name.of for name in names} if self._services else set()
         for service in touched & self._services.keys():
-            is_protected = self._catalog.is_protected(*service)
-            if self._services[service].is_protected != is_protected:
-                self._services[service].is_protected = is_protected
+            standing = self._standing(service)
+            if self._services[service].standing != standing:
+                self._services[service].standing = standing
                 self._flipped[service] = None
                 self._resync_due.set()
         for name in names:
@@ -148,7 +149,7 @@ class Reaper:
         if name not in self._lapses:
             self._lapses[name] = Lapse(self._clock.monotonic_s())
             if name.of not in self._services:
-                self._services[name.of] = _LapsedOf(set(), self._catalog.is_protected(*name.of))
+                self._services[name.of] = _LapsedOf(set(), self._standing(name.of))
             self._services[name.of].names.add(name)
             LAPSED.set(len(self._lapses))
             self._set_due(entry)
@@ -178,9 +179,12 @@ class Reaper:
         self._woken.set()
 
     def _circumstances(self, entry: Entry) -> Circumstances:
-        namespace, service, _ = entry.name
-        hold_s = self._catalog.settings(namespace, service).hold_s
-        return Circumstances(self._catalog.is_protected(namespace, service), entry.record.ttl_s, hold_s)
+        is_protected, is_short = self._standing(entry.name.of)
+        hold_s = self._catalog.settings(*entry.name.of).hold_s
+        return Circumstances(is_protected, is_short, entry.record.ttl_s, hold_s)
+
+    def _standing(self, service: ServiceName) -> tuple[bool, bool]:
+        return self._catalog.is_protected(*service), self._catalog.is_short(*service)
 
     async def _run(self) -> None:
         while True:

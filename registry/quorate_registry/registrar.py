@@ -33,6 +33,7 @@ from quorate_registry.catalog import Catalog
 from quorate_registry.feed import CatalogFeed
 from quorate_registry.model import (
     DEFAULT_SETTINGS,
+    Guard,
     Health,
     InstanceName,
     InstanceView,
@@ -43,6 +44,7 @@ from quorate_registry.model import (
     decode_health,
     decode_record,
     decode_settings,
+    encode_guard,
     encode_health,
     encode_note,
     encode_record,
@@ -146,11 +148,29 @@ class Registrar:
         note = Note(id=name.id, by=by, at_ms=self._now_ms(), reason=reason)
         return (await self._store.txn(unchanged, _removal(name, note), [])).succeeded
 
-    async def report_health(self, name: InstanceName, record_revision: int, health: Health) -> bool:
-        """Write what checks have decided; False when the record is another one by now."""
-        unchanged = Compare(key_of(KeyKind.RECORD, name), CompareTarget.MOD, CompareResult.EQUAL, record_revision)
-        put = PutOp(key_of(KeyKind.HEALTH, name), encode_health(health))
-        return (await self._store.txn([unchanged], [put], [])).succeeded
+    async def put_guard(self, name: ServiceName, by: str) -> bool:
+        """Keep the service protected until its guard key is taken away; False when there is one."""
+        key = key_of(KeyKind.GUARD, name)
+        absent = Compare(key, CompareTarget.VERSION, CompareResult.EQUAL, 0)
+        put = PutOp(key, encode_guard(Guard(by=by, at_ms=self._now_ms())))
+        return (await self._store.txn([absent], [put], [])).succeeded
+
+    async def take_guard_away(self, name: ServiceName, guard_revision: int) -> bool:
+        """False when the guard key is another one by now, or gone."""
+        key = key_of(KeyKind.GUARD, name)
+        unchanged = Compare(key, CompareTarget.MOD, CompareResult.EQUAL, guard_revision)
+        return (await self._store.txn([unchanged], [DeleteOp(key)], [])).succeeded
+
+    async def report_health(
+        self, name: InstanceName, record_revision: int, health: Health, former_revision: int = 0
+    ) -> bool:
+        """Write what checks have decided; False when the record is another one by now, or what was decided before is
+        not of `former_revision` any more (0: whatever it is)."""
+        key = key_of(KeyKind.HEALTH, name)
+        unchanged = [Compare(key_of(KeyKind.RECORD, name), CompareTarget.MOD, CompareResult.EQUAL, record_revision)]
+        if former_revision:
+            unchanged.append(Compare(key, CompareTarget.MOD, CompareResult.EQUAL, former_revision))
+        return (await self._store.txn(unchanged, [PutOp(key, encode_health(health))], [])).succeeded
 
     async def settings(self, name: ServiceName) -> ServiceSettings:
         """Linearizable; the defaults when none are set. Raises Conflict for such as this version cannot read."""

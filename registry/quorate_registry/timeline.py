@@ -8,9 +8,10 @@ says of an instance, in order:
     record deleted, with a note of the reason  reaped; without one: deregistered
     alive deleted                              lapsed
     alive put, and was not there               came back
-    health put                                 passing or failing
+    health put                                 passing, failing, or in doubt: held as passing though nothing is heard
 
-Settings of a service are one line each. Whatever cannot be read is told of by its name alone.
+Settings of a service, and the beginning and end of its guard (`guard`), are one line each. Whatever cannot be read is
+told of by its name alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,8 +25,8 @@ from quorate_store.model import Event, EventKind
 from quorate_store.port import Store
 
 REGISTRY_PREFIX = b"quorate/registry"
-RECORDS, ALIVE, HEALTH, SETTINGS, NOTES = (
-    "registry", "registry-alive", "registry-health", "registry-services", "registry-notes"
+RECORDS, ALIVE, HEALTH, SETTINGS, NOTES, GUARDS = (
+    "registry", "registry-alive", "registry-health", "registry-services", "registry-notes", "registry-guard"
 )  # fmt: skip
 NOT_TOLD = frozenset({"changed_by", "changed_at_ms"})
 """Fields that say who and when, and not what."""
@@ -90,28 +91,27 @@ def rows_of(revision: int, events: Iterable[Event]) -> Sequence[ChangeRow]:
         kind, *names = event.kv.key.decode(errors="replace").removeprefix("quorate/").split("/")
         if kind == NOTES and len(names) == 2:
             notes[names[0], names[1]] = _fields(event.kv.value)
-        elif len(names) == (2 if kind == SETTINGS else 3):
+        elif len(names) == (2 if kind in (SETTINGS, GUARDS) else 3):
             namespace, service, id_ = (*names, "")[:3]
             found = touched.setdefault((namespace, service, id_), _Touched(namespace, service, id_))
             found.events[kind] = event
-    rows = []
+    rows: list[ChangeRow] = []
     for (namespace, service, id_), found in sorted(touched.items()):
         note = notes.get((namespace, service), {})
         found.note = note if note.get("id") == id_ else {}
-        row = _row(revision, found)
-        if row is not None:
-            rows.append(row)
+        rows += _rows(revision, found)
     return rows
 
 
-def _row(revision: int, touched: _Touched) -> ChangeRow | None:
+def _rows(revision: int, touched: _Touched) -> Sequence[ChangeRow]:
     if not touched.id:
-        return _settings_row(revision, touched)
+        found = (_settings_row(revision, touched), _guard_row(revision, touched))
+        return [row for row in found if row is not None]
     name = f"{touched.service}/{touched.id}"
     what, by, at_ms, details = _told(touched)
     if not what:
-        return None
-    return ChangeRow(revision, at_ms, "instance", touched.namespace, name, what, by, details)
+        return ()
+    return [ChangeRow(revision, at_ms, "instance", touched.namespace, name, what, by, details)]
 
 
 def _told(touched: _Touched) -> tuple[str, str, int, dict[str, list[str]]]:
@@ -137,12 +137,28 @@ def _told(touched: _Touched) -> tuple[str, str, int, dict[str, list[str]]]:
     if touched.put(HEALTH):
         health = touched.since(HEALTH)
         details = _differences(touched.before(HEALTH), {key: health.get(key) for key in ("passing", "output")})
-        what = "passing" if health.get("passing") else "failing"
+        is_in_doubt = bool(_ms(health.get("doubt_since_ms")))
+        what = ("in doubt" if is_in_doubt else "passing") if health.get("passing") else "failing"
         return what, str(health.get("checked_by", "")), _ms(health.get("changed_at_ms")), details
     return "", "", 0, {}
 
 
-def _settings_row(revision: int, touched: _Touched) -> ChangeRow:
+def _guard_row(revision: int, touched: _Touched) -> ChangeRow | None:
+    """Who has taken the key away, and when, the store does not say."""
+    if GUARDS not in touched.events:
+        return None
+    guard, is_put = touched.since(GUARDS), touched.put(GUARDS)
+    if is_put and touched.was_there(GUARDS):
+        return None
+    return ChangeRow(
+        revision, _ms(guard.get("at_ms")), "service", touched.namespace, touched.service,
+        "protected" if is_put else "protection ended", str(guard.get("by", "")), {},
+    )  # fmt: skip
+
+
+def _settings_row(revision: int, touched: _Touched) -> ChangeRow | None:
+    if SETTINGS not in touched.events:
+        return None
     settings = touched.since(SETTINGS)
     what = "settings changed" if touched.put(SETTINGS) else "settings deleted"
     details = _differences(touched.before(SETTINGS), settings)

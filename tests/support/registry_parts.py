@@ -9,6 +9,7 @@ from quorate_core.tasks import TaskOwner
 from quorate_registry.catalog import Catalog
 from quorate_registry.checks.runner import Asker, Checks
 from quorate_registry.feed import CatalogFeed
+from quorate_registry.guardian import Guardian
 from quorate_registry.model import Entry, InstanceName, KeyKind, Note, decode_note, key_of
 from quorate_registry.ownership import NODES_PREFIX, Ownership
 from quorate_registry.reaper import Prober, Reaper
@@ -30,6 +31,7 @@ class RegistryParts:
         self.ownership = Ownership(store, name, tasks)
         common = (name, self.catalog, self.feed, self.registrar, self.ownership, tasks, SystemClock())
         self.reaper = Reaper(*common, prober)
+        self.guardian = Guardian(*common)
         self.checks = Checks(*common, asker)
         self._changed = asyncio.Event()
         self.feed.listeners.append(lambda _: self._changed.set())
@@ -39,6 +41,7 @@ class RegistryParts:
         self.ownership.start()
         self.checks.start()
         self.reaper.start()
+        self.guardian.start()
 
     async def announce(self, store: Store | None = None) -> None:
         await (store or self.store).put(NODES_PREFIX + self.name.encode(), b'{"url":"http://127.0.0.1:1"}')

@@ -1,9 +1,12 @@
 """One check of one instance: whatever the peer does, it ends in time, and with a sentence that says what was seen.
 
-A bad result that took much longer than it may tells of this node, which was stopped or busy, and not of the instance.
+A bad result is definite when the other side has said something, be it a refusal, and doubtful when nothing was heard:
+no connection, no route, no address for the name, no answer in time. One that took much longer than it may tells of this
+node, which was stopped or busy, and not of the instance.
 """
 
 import asyncio
+import errno
 
 import structlog
 from quorate_sdk.wire import GrpcCheck, HealthCheck, HttpCheck, TcpCheck
@@ -17,6 +20,9 @@ from quorate_registry.checks.tcp import check_tcp
 
 STALL_S = 0.5
 """By more than this no loop is late that does its work."""
+
+NETWORK_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+"""On a connection that there was: said by the network between, and not by the peer."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +44,15 @@ async def _outcome(check: HealthCheck, target: Target, resolver: Resolver) -> Ou
         return await _ask(check, target, resolver)
     except Undecided:
         raise
-    except (NotConnected, Unhealthy) as error:
+    except NotConnected as error:
+        return Outcome.of(False, str(error), is_doubtful=error.is_doubtful)
+    except Unhealthy as error:
         return Outcome.of(False, str(error))
     except TimeoutError:
-        return Outcome.of(False, f"connected, and no whole answer within {check.timeout_s:g} s")
+        return Outcome.of(False, f"connected, and no whole answer within {check.timeout_s:g} s", is_doubtful=True)
     except OSError as error:
-        return Outcome.of(False, f"the connection failed: {error.strerror or error}")
+        text = f"the connection failed: {error.strerror or error}"
+        return Outcome.of(False, text, is_doubtful=error.errno in NETWORK_ERRORS)
     except Exception as error:
         # What a peer sends goes through two parsers; a defect there that one peer can reach must not end the node.
         log.exception("registry_check_failed_itself", host=target.host, port=target.port, check=check.type)

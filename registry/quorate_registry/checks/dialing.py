@@ -20,11 +20,13 @@ OWN_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class NotConnected(Exception):
-    """Says why. `is_refused`: every address of the host has answered that nobody listens there."""
+    """Says why. `is_refused`: every address of the host has answered that nobody listens there. `is_doubtful`: of some
+    address nothing was heard, so that it may be the network between."""
 
-    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+    def __init__(self, reason: str, *, is_refused: bool = False, is_doubtful: bool = False) -> None:
         super().__init__(reason)
         self.is_refused = is_refused
+        self.is_doubtful = is_doubtful
 
 
 async def connect(resolver: Resolver, host: str, port: int, timeout_s: float) -> socket.socket:
@@ -49,7 +51,7 @@ async def connect(resolver: Resolver, host: str, port: int, timeout_s: float) ->
             if _is_own(error, address):
                 raise Undecided(f"this node can open no connection: {_cause(error)}") from error
             failures.append(f"no connection to {_endpoint(address, port)}: {_cause(error)}")
-    raise NotConnected("; ".join(failures + refusals), is_refused=not failures)
+    raise NotConnected("; ".join(failures + refusals), is_refused=not failures, is_doubtful=bool(failures))
 
 
 async def _permitted(resolver: Resolver, host: str, timeout_s: float) -> Sequence[IpAddress]:
@@ -57,9 +59,9 @@ async def _permitted(resolver: Resolver, host: str, timeout_s: float) -> Sequenc
         async with asyncio.timeout(timeout_s):
             addresses = await resolver.resolve(host)
     except NameUnresolved as error:
-        raise NotConnected(str(error)) from error
+        raise NotConnected(str(error), is_doubtful=True) from error
     except TimeoutError:
-        raise NotConnected(f"{host} was not resolved within {timeout_s:g} s") from None
+        raise NotConnected(f"{host} was not resolved within {timeout_s:g} s", is_doubtful=True) from None
     for address in addresses:
         reason = refused_address(address)
         if reason is not None:

@@ -15,6 +15,11 @@ class Judgement:
         self._check = check
         self._contrary_in_a_row = 0
 
+    def reinstate(self) -> None:
+        """It is well: what it was thought to be was in doubt."""
+        self.is_passing = True
+        self._contrary_in_a_row = 0
+
     def take(self, is_good: bool) -> bool:
         """Whether this result has decided anew."""
         if is_good == self.is_passing:

@@ -4,6 +4,9 @@ Edge- and level-triggered, as the reaper: names that the feed tells are looked a
 checked again when nodes come or go, when a service's settings change, and each RESYNC_INTERVAL_S. A check that goes on
 being the same one at the same target keeps its row of results while other fields of the record change.
 
+A bad result without a word of the other side may be of the network between, and not of the instance; what becomes of
+such is decided for all of a service together (`doubts`). Every other is written here.
+
 What is decided is compared with what the store has after each result, and written where it differs; so a write that was
 lost is made up for, and nothing is written while nothing changes. A write compares the record's revision: a result of
 an instance that has been registered anew meanwhile is dropped.
@@ -19,19 +22,21 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client import Counter, Gauge
 from quorate_core.clock import Clock
-from quorate_core.errors import QuorateError
 from quorate_core.tasks import TaskOwner
 from quorate_sdk.wire import HealthCheck
 from quorate_store.model import WatchBatch
 
 from quorate_registry.catalog import Catalog
 from quorate_registry.checks.asking import ask
+from quorate_registry.checks.doubt import Doubt, Verdict, without_mark
+from quorate_registry.checks.doubts import Doubts
 from quorate_registry.checks.judgement import Judgement
 from quorate_registry.checks.outcome import Outcome, Target, Undecided
+from quorate_registry.checks.reports import Reports
 from quorate_registry.checks.resolver import Resolver
 from quorate_registry.checks.schedule import Chance, Schedule, first_due_s, next_due_s
 from quorate_registry.feed import CatalogFeed
-from quorate_registry.model import Entry, Health, InstanceName, KeyKind
+from quorate_registry.model import Entry, InstanceName, KeyKind
 from quorate_registry.ownership import Ownership
 from quorate_registry.registrar import Registrar
 
@@ -63,6 +68,32 @@ class _Watched:
     check: HealthCheck
     target: Target
     judgement: Judgement
+    doubt: Doubt | None = None
+
+    def take(self, outcome: Outcome, now_ms: int) -> None:
+        """What was decided before by a word of the other side is no doubt by silence; and nobody is in doubt who was
+        never well."""
+        was_passing = self.judgement.is_passing
+        if outcome.is_good and self.doubt is not None and self.doubt.is_held:
+            self.judgement.reinstate()
+        has_decided = self.judgement.take(outcome.is_good)
+        if self.judgement.is_passing:
+            self.doubt = None
+        elif has_decided and was_passing and outcome.is_doubtful:
+            self.doubt = Doubt(now_ms)
+        elif not outcome.is_good and not outcome.is_doubtful:
+            self.doubt = None
+
+    def verdict(self, output: str) -> Verdict | None:
+        """None before the first result."""
+        if self.judgement.is_passing is None:
+            return None
+        return Verdict(self.judgement.is_passing, output, self.doubt, self._agreement_ms())
+
+    def _agreement_ms(self) -> int:
+        """How long after the network has gone its checks may take to decide so."""
+        check = self.check
+        return round(1_000 * (check.interval_s * (check.unhealthy_after + 1) + check.timeout_s))
 
 
 class Checks:
@@ -80,13 +111,13 @@ class Checks:
         asker: Asker | None = None,
         chance: Chance = random.random,
     ) -> None:
-        self._node_name = node_name
         self._catalog = catalog
         self._feed = feed
-        self._registrar = registrar
         self._ownership = ownership
         self._tasks = tasks
         self._clock = clock
+        self._reports = Reports(node_name, registrar, clock)
+        self._doubts = Doubts(catalog, self._reports, tasks, clock)
         self._ask = asker or _network_asker()
         self._chance = chance
         self._watched: dict[InstanceName, _Watched] = {}
@@ -95,8 +126,6 @@ class Checks:
         self._running = 0
         self._woken = asyncio.Event()
         self._resync_due = asyncio.Event()
-        self._has_trouble = False
-        # With the store; it is said once.
         self._is_short = False
         # Of something that checks need; it is said once.
 
@@ -104,11 +133,14 @@ class Checks:
         self._feed.listeners.append(self._consider)
         self._feed.observers.append(self._see)
         self._ownership.listeners.append(self._resync_due.set)
+        self._doubts.start()
         self._tasks.start(self._run(), "registry-checks")
         self._tasks.start(self._resync_often(), "registry-checks-resync")
 
     def _consider(self, names: Sequence[InstanceName]) -> None:
         """These have changed, or may have."""
+        for service in {name.of for name in names}:
+            self._doubts.look_at(service)
         for name in names:
             entry = self._catalog.entry(name)
             self._look_at(name, entry, None if entry is None else self._catalog.check_of(entry))
@@ -117,6 +149,7 @@ class Checks:
         """Settings change how instances are checked whose own keys do not change."""
         if any(event.kv.key.startswith(SETTINGS_PREFIX) for event in batch.events):
             self._resync_due.set()
+            self._doubts.look_at_all()
 
     async def _resync(self) -> None:
         checked = set()
@@ -148,13 +181,19 @@ class Checks:
             return
         # What was decided of another target holds until the first result, and no longer.
         is_passing = None if watched is not None or entry.health is None else entry.health.passing
-        self._watched[name] = _Watched(check, target, Judgement(check, is_passing))
+        health = entry.health if is_passing is not None else None
+        if health is not None and health.is_held:
+            is_passing = False
+        doubt = None if health is None else Doubt.of(health, self._now_ms())
+        self._watched[name] = watched = _Watched(check, target, Judgement(check, is_passing), doubt)
+        self._doubts.take(name, watched.verdict("" if health is None else without_mark(health.output)))
         CHECKED.set(len(self._watched))
         was_checked = is_passing is not None
         self._set_due(name, first_due_s(self._clock.monotonic_s(), check.interval_s, was_checked, self._chance))
 
     def _forget(self, name: InstanceName) -> None:
         if self._watched.pop(name, None) is not None:
+            self._doubts.take(name, None)
             self._schedule.discard(name)
             CHECKED.set(len(self._watched))
 
@@ -199,10 +238,13 @@ class Checks:
         try:
             outcome = await self._ask(watched.check, watched.target)
             self._is_short = False
-            CHECKS.labels(watched.check.type, "good" if outcome.is_good else "bad").inc()
+            result = "good" if outcome.is_good else "doubtful" if outcome.is_doubtful else "bad"
+            CHECKS.labels(watched.check.type, result).inc()
             if self._watched.get(name) is watched:
-                watched.judgement.take(outcome.is_good)
-                is_done = await self._write_if_new(name, watched.judgement, outcome)
+                watched.doubt = self._doubts.of(name)
+                watched.take(outcome, self._now_ms())
+                self._doubts.take(name, watched.verdict(outcome.output))
+                is_done = watched.doubt is not None or await self._write_if_new(name, watched.judgement, outcome)
         except Undecided as error:
             CHECKS.labels(watched.check.type, "undecided").inc()
             if not self._is_short:
@@ -219,25 +261,13 @@ class Checks:
         entry = self._catalog.entry(name)
         if entry is None or outcome.is_good != judgement.is_passing:
             return True
-        if entry.health is not None and entry.health.passing == judgement.is_passing:
+        former = entry.health
+        if former is not None and former.passing == judgement.is_passing and not former.doubt_since_ms:
             return True
-        health = Health(
-            passing=outcome.is_good,
-            output=outcome.output,
-            checked_by=self._node_name,
-            changed_at_ms=round(1_000 * self._clock.wall_s()),
-        )
-        try:
-            is_written = await self._registrar.report_health(name, entry.record_revision, health)
-        except QuorateError as error:
-            if not self._has_trouble:
-                self._has_trouble = True
-                log.warning("registry_health_not_written", instance=str(name), reason=error.detail)
-            return False
-        self._has_trouble = False
-        if is_written:
-            log.info("registry_health_changed", instance=str(name), passing=outcome.is_good, output=outcome.output)
-        return is_written
+        return await self._reports.write(entry, outcome.is_good, outcome.output)
+
+    def _now_ms(self) -> int:
+        return round(1_000 * self._clock.wall_s())
 
 
 def _network_asker() -> Asker:

@@ -121,6 +121,7 @@ def metric(cluster: NodeCluster, line: str) -> float:
     return total
 
 
+GUARDED = "quorate_registry_guarded_services"
 CONNECTED = 'quorate_registry_probes_total{finding="connected"}'
 
 
@@ -135,12 +136,17 @@ def test_a_partition_of_all_heartbeats_keeps_everybody_listed_and_fresh_again_by
         for service in services:
             service.pause()
         until_shown(cluster, ids, stale=True)
+        until("its owner has put the guard key", lambda: metric(cluster, GUARDED) == 1, 30.0)
+        protected_s = time.monotonic()
         until("they are probed", lambda: metric(cluster, CONNECTED) - probed >= PROBED_MIN, 30.0)
         for service in services:
             service.resume()
         until_shown(cluster, ids)
     # Before the service is protected, which it is from its third lapse on, those that lapse first are hidden.
     assert min(len(seen.ids) for seen in observer.seen) > INSTANCES // 2
+    # From then on nobody is hidden, though they come back one by one, and protection would end with the third.
+    assert {len(seen.ids) for seen in observer.seen if seen.at_s > protected_s} == {INSTANCES}
+    until("the guard key is taken away", lambda: metric(cluster, GUARDED) == 0, 30.0)
     observer.nodes_agree()
 
 

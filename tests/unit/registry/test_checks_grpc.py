@@ -65,7 +65,7 @@ async def check(server: Script, **changes: Any) -> Outcome:
 
 async def test_serving_is_good_and_the_call_is_that_of_the_health_protocol() -> None:
     server = GrpcServer()
-    assert await check(server, service="shop.Order") == (True, "SERVING")
+    assert await check(server, service="shop.Order") == Outcome(True, "SERVING")
     ((fields, message),) = server.requests
     assert (fields[":method"], fields[":path"], fields["te"]) == ("POST", PATH, "trailers")
     assert fields["content-type"] == "application/grpc"
@@ -79,26 +79,28 @@ async def test_serving_is_good_and_the_call_is_that_of_the_health_protocol() -> 
      (b"\0\0\0\0\2\x08\x09", "serving status 9")],
 )  # fmt: skip
 async def test_any_other_serving_status_is_bad(body: bytes, said: str) -> None:
-    assert await check(GrpcServer(body)) == (False, said)
+    assert await check(GrpcServer(body)) == Outcome(False, said)
 
 
 async def test_over_tls_http_2_is_agreed_on() -> None:
     async with scripted_server(GrpcServer(), tls=tls_of("order.example", "h2")) as port:
         target = Target("https", "127.0.0.1", port)
-        assert await ask(GrpcCheck(type="grpc", timeout_s=TIMEOUT_S), target, Resolver()) == (True, "SERVING")
+        assert await ask(GrpcCheck(type="grpc", timeout_s=TIMEOUT_S), target, Resolver()) == Outcome(True, "SERVING")
 
 
 async def test_an_error_of_the_call_is_bad_and_said() -> None:
     head = (*OK, ("grpc-status", "5"), ("grpc-message", "unknown service shop.Order"))
-    assert await check(GrpcServer(None, head=head)) == (False, "gRPC status 5 NOT_FOUND: unknown service shop.Order")
+    assert await check(GrpcServer(None, head=head)) == Outcome(
+        False, "gRPC status 5 NOT_FOUND: unknown service shop.Order"
+    )
     trailers = (("grpc-status", "14"),)
-    assert await check(GrpcServer(SERVING, trailers)) == (False, "gRPC status 14 UNAVAILABLE")
-    assert await check(GrpcServer(None)) == (False, "gRPC status missing")
+    assert await check(GrpcServer(SERVING, trailers)) == Outcome(False, "gRPC status 14 UNAVAILABLE")
+    assert await check(GrpcServer(None)) == Outcome(False, "gRPC status missing")
 
 
 async def test_a_web_server_of_http_2_is_no_grpc_server() -> None:
     outcome = await check(GrpcServer(None, head=((":status", "404"),)))
-    assert outcome == (False, "HTTP status 404: no answer of gRPC")
+    assert outcome == Outcome(False, "HTTP status 404: no answer of gRPC")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ async def test_a_message_that_is_none_is_bad(body: bytes) -> None:
 
 async def test_an_answer_without_end_is_bounded() -> None:
     outcome = await check(GrpcServer(b"x" * 10_000))
-    assert outcome == (False, "its answer is longer than 1024 bytes")
+    assert outcome == Outcome(False, "its answer is longer than 1024 bytes")
 
 
 class Resetting(GrpcServer):
@@ -127,8 +129,8 @@ class GoingAway(GrpcServer):
 
 
 async def test_a_call_that_the_server_ends_is_bad() -> None:
-    assert await check(Resetting()) == (False, "it has ended the call: REFUSED_STREAM")
-    assert await check(GoingAway()) == (False, "it has ended the call: ENHANCE_YOUR_CALM")
+    assert await check(Resetting()) == Outcome(False, "it has ended the call: REFUSED_STREAM")
+    assert await check(GoingAway()) == Outcome(False, "it has ended the call: ENHANCE_YOUR_CALM")
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 9_000, bytes(range(256)) * 40, b"HTTP/1.1 400 Bad Request\r\n\r\n"])
@@ -139,7 +141,9 @@ async def test_garbage_is_bad(garbage: bytes) -> None:
 
 
 async def test_silence_and_a_closed_connection_are_bad() -> None:
-    assert await check(hold, timeout_s=0.2) == (False, "connected, and no whole answer within 0.2 s")
+    assert await check(hold, timeout_s=0.2) == Outcome(
+        False, "connected, and no whole answer within 0.2 s", is_doubtful=True
+    )
 
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -34,12 +34,12 @@ async def ask_at(port: int, scheme: str = "http", **changes: Any) -> Outcome:
 
 
 async def test_an_answer_of_the_range_is_good() -> None:
-    assert await check(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) == (True, "status 204 No Content")
+    assert await check(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) == Outcome(True, "status 204 No Content")
 
 
 async def test_a_status_out_of_the_range_is_bad_and_the_body_says_why() -> None:
     answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 17\r\n\r\ndatabase is\r\ngone"
-    assert await check(answering(answer)) == (False, "status 503 Service Unavailable: database is gone")
+    assert await check(answering(answer)) == Outcome(False, "status 503 Service Unavailable: database is gone")
     assert (await check(answering(answer), status_min=503, status_max=503)).is_good
 
 
@@ -51,8 +51,8 @@ async def test_a_redirect_is_an_answer_and_nobody_goes_where_it_points() -> None
 
     async with scripted_server(elsewhere) as port:
         answer = f"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{port}/\r\ncontent-length: 0\r\n\r\n".encode()
-        assert await check(answering(answer)) == (True, "status 302 Found")
-        assert await check(answering(answer), status_max=299) == (False, "status 302 Found")
+        assert await check(answering(answer)) == Outcome(True, "status 302 Found")
+        assert await check(answering(answer), status_max=299) == Outcome(False, "status 302 Found")
     assert visited == []
 
 
@@ -72,7 +72,7 @@ async def test_the_request_is_what_was_asked_for() -> None:
 
 async def test_interim_answers_are_passed_over() -> None:
     answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
-    assert await check(answering(answer)) == (True, "status 200 OK")
+    assert await check(answering(answer)) == Outcome(True, "status 200 OK")
 
 
 async def test_interim_answers_without_end_are_bounded() -> None:
@@ -82,7 +82,7 @@ async def test_interim_answers_without_end_are_bounded() -> None:
             await writer.drain()
 
     outcome = await check(forever, timeout_s=10.0)
-    assert outcome == (False, f"it has sent over {RECEIVED_BYTES_MAX} bytes and no answer")
+    assert outcome == Outcome(False, f"it has sent over {RECEIVED_BYTES_MAX} bytes and no answer")
 
 
 @pytest.mark.parametrize("status", [200, 500])
@@ -121,7 +121,7 @@ async def test_a_bad_answer_whose_body_drips_is_bad_at_once(monkeypatch: pytest.
         writer.write(b"HTTP/1.1 500 Oops\r\n\r\nwhy")
         await asyncio.Event().wait()
 
-    assert await check(drip) == (False, "status 500 Oops: why")
+    assert await check(drip) == Outcome(False, "status 500 Oops: why")
 
 
 async def test_header_fields_that_come_slowly_are_given_up_in_time() -> None:
@@ -130,8 +130,12 @@ async def test_header_fields_that_come_slowly_are_given_up_in_time() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nx-a: ")
         await asyncio.Event().wait()
 
-    assert await check(slow) == (False, f"connected, and no whole answer within {TIMEOUT_S:g} s")
-    assert await check(hold) == (False, f"connected, and no whole answer within {TIMEOUT_S:g} s")
+    assert await check(slow) == Outcome(
+        False, f"connected, and no whole answer within {TIMEOUT_S:g} s", is_doubtful=True
+    )
+    assert await check(hold) == Outcome(
+        False, f"connected, and no whole answer within {TIMEOUT_S:g} s", is_doubtful=True
+    )
 
 
 async def test_header_fields_without_end_are_bounded() -> None:
@@ -168,20 +172,53 @@ async def test_a_connection_closed_or_reset_without_an_answer_is_bad() -> None:
         writer.transport.abort()
 
     closed = await check(close)
-    assert closed == (False, "it has closed the connection without an answer")
+    assert closed == Outcome(False, "it has closed the connection without an answer")
     assert not (await check(reset)).is_good
 
 
 async def test_nobody_there_and_nobody_who_answers() -> None:
-    assert (await ask_at(port := unused_port())) == (False, f"nobody listens at 127.0.0.1:{port}")
+    assert (await ask_at(port := unused_port())) == Outcome(False, f"nobody listens at 127.0.0.1:{port}")
     with full_listener() as port:
-        assert (await ask_at(port)) == (False, f"no connection to 127.0.0.1:{port} within {TIMEOUT_S:g} s")
+        text = f"no connection to 127.0.0.1:{port} within {TIMEOUT_S:g} s"
+        assert (await ask_at(port)) == Outcome(False, text, is_doubtful=True)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_doubtful"),
+    [([], True), (["127.0.0.2"], False), (["127.0.0.1", "127.0.0.2"], True), (["169.254.169.254"], False)],
+    ids=["not resolved", "refused", "one silent and one refused", "not asked"],
+)
+async def test_a_bad_result_is_in_doubt_unless_every_address_has_said_no(
+    addresses: list[str], is_doubtful: bool
+) -> None:
+    check_ = TcpCheck(type="tcp", timeout_s=TIMEOUT_S)
+    with full_listener() as port:
+        outcome = await ask(check_, Target("tcp", "order.example", port), Resolver(lambda host: addresses))
+    assert (outcome.is_good, outcome.is_doubtful) == (False, is_doubtful), outcome.output
+
+
+async def test_what_is_said_in_another_language_or_ended_midway_is_no_doubt() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"what is no TLS\r\n")
+        await reader.read()
+
+    for outcome in (
+        await check(reset),
+        await check(reset, scheme="https"),
+        await check(answering(b"HTTP/1.1 500 No\r\n\r\n")),
+        await check(plain, scheme="https"),
+    ):
+        assert (outcome.is_good, outcome.is_doubtful) == (False, False), outcome.output
 
 
 async def test_an_https_instance_is_asked_by_tls_whatever_its_certificate_is_for() -> None:
     """It is made for the service's name, and the check goes to an address; nothing secret is sent."""
     async with scripted_server(answering(b"HTTP/1.1 200 OK\r\n\r\n"), tls=tls_of("order.example")) as port:
-        assert await ask_at(port, "https", timeout_s=OVERRUN_S) == (True, "status 200 OK")
+        assert await ask_at(port, "https", timeout_s=OVERRUN_S) == Outcome(True, "status 200 OK")
         assert not (await ask_at(port, "http")).is_good
 
 
@@ -225,7 +262,7 @@ async def tcp(port: int) -> Outcome:
 
 async def test_a_connection_passes_the_tcp_check_whatever_the_server_says() -> None:
     async with scripted_server(hold) as port:
-        assert await tcp(port) == (True, "connected")
-    assert (await tcp(port)) == (False, f"nobody listens at 127.0.0.1:{port}")
+        assert await tcp(port) == Outcome(True, "connected")
+    assert (await tcp(port)) == Outcome(False, f"nobody listens at 127.0.0.1:{port}")
     with full_listener() as port:
         assert not (await tcp(port)).is_good

@@ -158,7 +158,7 @@ async def test_a_result_that_the_store_did_not_take_is_made_up_for(store: Store)
         await asked.until_asked(1, 1)
         breakable.cut()
         asked.answer(1, True)
-        await seen(lambda: node.checks._has_trouble)
+        await seen(lambda: node.checks._reports._has_trouble)
         breakable.mend()
         await node.until(lambda: status(node) is InstanceStatus.UP)
 

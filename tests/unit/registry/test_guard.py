@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quorate_registry import catalog as catalog_module
 from quorate_registry.catalog import Catalog, Interest, Loading
-from quorate_registry.guard import Population
+from quorate_registry.guard import GuardMove, Population, guard_move
 from quorate_registry.model import (
     Health,
     InstanceName,
@@ -70,14 +71,22 @@ def persistent(name: InstanceName) -> Change:
     return {key_of(KeyKind.RECORD, name): (record(ephemeral=False), 0), key_of(KeyKind.ALIVE, name): None}
 
 
-def health(name: InstanceName, *, passing: bool) -> Change:
-    found = Health(passing=passing, output="", checked_by="node-1", changed_at_ms=0)
+def health(name: InstanceName, *, passing: bool, doubt_since_ms: int = 0) -> Change:
+    found = Health(passing=passing, output="", checked_by="node-1", changed_at_ms=0, doubt_since_ms=doubt_since_ms)
     return {key_of(KeyKind.HEALTH, name): (encode_health(found), 0)}
 
 
 def set_to(service: ServiceName, chosen: str) -> Change:
     value = encode_settings(SETTINGS[chosen], "", 0) if chosen in SETTINGS else None
     return {key_of(KeyKind.SETTINGS, service): None if value is None else (value, 0)}
+
+
+def guard(service: ServiceName) -> Change:
+    return {key_of(KeyKind.GUARD, service): (b'{"by":"node node-1","at_ms":1}', 0)}
+
+
+def unguarded(service: ServiceName) -> Change:
+    return {key_of(KeyKind.GUARD, service): None}
 
 
 class History:
@@ -141,8 +150,10 @@ CHANGES = st.one_of(
     st.sampled_from(NAMES).map(lambda name: {key_of(KeyKind.RECORD, name): (record(), 0)}),
     st.sampled_from(NAMES).map(lambda name: {key_of(KeyKind.RECORD, name): None}),
     st.builds(persistent, st.sampled_from(NAMES)),
-    st.builds(health, st.sampled_from(NAMES), passing=st.booleans()),
+    st.builds(health, st.sampled_from(NAMES), passing=st.booleans(), doubt_since_ms=st.integers(0, 1)),
     st.builds(set_to, st.sampled_from([A, B]), st.sampled_from([*SETTINGS, "default"])),
+    st.builds(guard, st.sampled_from([A, B])),
+    st.builds(unguarded, st.sampled_from([A, B])),
     st.just({}),
 )  # fmt: skip
 
@@ -150,7 +161,9 @@ CHANGES = st.one_of(
 def bodies(catalog: Catalog) -> Iterator[object]:
     for service in (A, B):
         yield msgspec.json.decode(catalog.list_body(*service))
-        yield catalog.settings(*service), catalog.is_protected(*service)
+        yield catalog.settings(*service), catalog.is_protected(*service), catalog.is_short(*service)
+        yield catalog.guard_revision(*service)
+    yield sorted(catalog.guarded())
     yield msgspec.json.decode(catalog.snapshot_body(Interest("default")))
     yield msgspec.json.decode(catalog.services_body("default"))
     yield sorted(entry.name for entry in catalog.lapsed())
@@ -264,12 +277,67 @@ def test_lapses_alone_never_empty_a_list(changes: Sequence[Change], service: Ser
     assert catalog.is_protected(*service)
 
 
-@given(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1))
-def test_protected_is_a_service_of_which_fewer_than_its_share_are_alive(alive: int, lapsed: int, share: float) -> None:
-    is_protected = Population(all=alive + lapsed, lapsed=lapsed).is_protected(share)
-    assert is_protected == (lapsed > 0 and alive < share * (alive + lapsed))
+@given(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), st.booleans())
+def test_protected_is_a_service_with_too_few_alive_or_with_a_guard_key_and_somebody_lapsed(
+    alive: int, lapsed: int, share: float, is_guarded: bool
+) -> None:
+    population = Population(all=alive + lapsed, lapsed=lapsed)
+    is_protected = population.is_protected(share, is_guarded=is_guarded)
+    is_short = lapsed > 0 and alive < share * (alive + lapsed)
+    assert population.is_short(share) == is_short
+    assert is_protected == (is_short or (is_guarded and lapsed > 0 and share > 0))
     if share == 0 or lapsed == 0:
         assert not is_protected
+
+
+def move(*, is_guarded: bool = True, is_protected: bool = True, is_short: bool = False, recovered_s: float = 0) -> str:
+    return guard_move(
+        is_guarded=is_guarded, is_protected=is_protected, is_short=is_short, recovered_s=recovered_s, hold_s=300
+    )  # fmt: skip
+
+
+def test_a_guard_key_is_put_when_too_few_are_alive_and_goes_when_nothing_is_lapsed_or_long_after_enough_are_back() -> (
+    None
+):
+    assert move(is_guarded=False, is_short=True) is GuardMove.PUT
+    assert move(is_guarded=False, is_protected=False) is GuardMove.LEAVE
+    assert move(is_short=True, recovered_s=301) is GuardMove.LEAVE
+    assert move() is GuardMove.LEAVE
+    assert move(is_protected=False) is GuardMove.TAKE_AWAY
+    assert move(recovered_s=299.9) is GuardMove.LEAVE
+    assert move(recovered_s=300) is GuardMove.TAKE_AWAY
+
+
+def test_with_a_guard_key_those_that_are_not_back_yet_stay_until_the_last_one_is() -> None:
+    everybody = NAMES[:3]
+    back = [registered(name, lease=9) for name in everybody]
+    catalog, changed = told(*(registered(name) for name in everybody), lapse(*everybody), guard(A), back[0], back[1])
+    assert changed[-3:] == [[], [everybody[0]], [everybody[1]]], "the key by itself changes nothing that is shown"
+    assert shown(catalog, A) == {"i-0": ("UP", False), "i-1": ("UP", False), "i-2": ("UP", True)}
+    assert (catalog.is_protected(*A), catalog.is_short(*A)) == (True, False)
+    catalog, changed = told(
+        *(registered(name) for name in everybody), lapse(*everybody), guard(A), back[0], back[1], unguarded(A)
+    )
+    assert changed[-1] == [everybody[2]], "without it, it is hidden"
+    catalog, _ = told(*(registered(name) for name in everybody), lapse(*everybody), guard(A), *back)
+    assert not catalog.is_protected(*A)
+    assert (catalog.guarded(), shown(catalog, A)["i-2"]) == ((A,), ("UP", False))
+
+
+def test_a_threshold_of_zero_is_no_protection_whatever_the_guard_key_says() -> None:
+    catalog, _ = told(registered(NAMES[0]), lapse(NAMES[0]), guard(A), set_to(A, "off"))
+    assert shown(catalog, A) == {}
+    assert not catalog.is_protected(*A)
+
+
+def test_a_guard_key_of_a_service_that_has_gone_is_remembered_until_it_is_taken_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalog_module, "EMPTY_SERVICES_MAX", 0)
+    catalog, _ = told(registered(NAMES[0]), lapse(NAMES[0]), guard(A), removed(NAMES[0]))
+    assert (catalog.guarded(), catalog.guard_revision(*A)) == ((A,), 4)
+    catalog, _ = told(registered(NAMES[0]), lapse(NAMES[0]), guard(A), removed(NAMES[0]), unguarded(A))
+    assert (catalog.guarded(), catalog.guard_revision(*A)) == ((), 0)
 
 
 def test_one_of_three_is_hidden_and_with_the_second_both_are_back_and_stale() -> None:
@@ -321,6 +389,12 @@ def test_a_check_decides_between_starting_up_and_down() -> None:
     assert shown(catalog, A) == {"i-0": ("UP", False)}
     catalog, _ = told(persistent(name), set_to(A, "checked"), health(name, passing=False))
     assert shown(catalog, A) == {"i-0": ("DOWN", False)}
+    catalog, _ = told(persistent(name), set_to(A, "checked"), health(name, passing=True, doubt_since_ms=1))
+    assert shown(catalog, A) == {"i-0": ("UP", True)}, "held, since the network may be the reason"
+    catalog, _ = told(persistent(name), set_to(A, "checked"), health(name, passing=False, doubt_since_ms=1))
+    assert shown(catalog, A) == {"i-0": ("DOWN", False)}, "it was believed"
+    catalog, _ = told(persistent(name), health(name, passing=True, doubt_since_ms=1))
+    assert shown(catalog, A) == {"i-0": ("UP", False)}
     catalog, _ = told(persistent(name), health(name, passing=False))
     assert shown(catalog, A) == {"i-0": ("UP", False)}, "what was found once does not count when nobody looks any more"
 

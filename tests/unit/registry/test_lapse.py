@@ -13,8 +13,9 @@ from quorate_registry.lapse import (
 from quorate_registry.probes import Finding
 
 SEEN_S = 100.0
-PROTECTED = Circumstances(is_protected=True, ttl_s=15, hold_s=300)
-UNPROTECTED = Circumstances(is_protected=False, ttl_s=15, hold_s=300)
+PROTECTED = Circumstances(is_protected=True, is_short=True, ttl_s=15, hold_s=300)
+GUARDED = Circumstances(is_protected=True, is_short=False, ttl_s=15, hold_s=300)
+UNPROTECTED = Circumstances(is_protected=False, is_short=False, ttl_s=15, hold_s=300)
 
 
 def test_without_protection_it_goes_one_time_to_live_after_it_was_seen() -> None:
@@ -90,6 +91,31 @@ def test_protection_that_begins_later_probes_at_once() -> None:
     lapse = Lapse(SEEN_S)
     assert lapse.step(SEEN_S + 7, UNPROTECTED) is Step.WAIT
     assert lapse.step(SEEN_S + 7, PROTECTED) is Step.PROBE
+
+
+def test_when_enough_are_back_it_is_probed_on_and_has_one_time_to_live_to_come_back_too() -> None:
+    lapse = Lapse(SEEN_S)
+    lapse.step(SEEN_S + 40, PROTECTED)
+    lapse.take(Finding.CONNECTED, SEEN_S + 40)
+    now_s, probes = SEEN_S + 40.2, 0
+    while (step := lapse.step(now_s, GUARDED)) is Step.PROBE:
+        lapse.take(Finding.UNDECIDED, now_s)
+        probes += 1
+        now_s = lapse.due_s(GUARDED)
+    assert (step, now_s) == (Step.REAP_LAPSED, SEEN_S + 55)
+    assert 14 < probes < 17
+    assert not lapse.step(now_s, PROTECTED).reaps, "too few are alive again: it stays"
+    assert not lapse.step(now_s + 14.9, GUARDED).reaps, "and then has its time to live anew"
+
+
+def test_refused_twice_or_held_for_long_it_goes_also_when_enough_are_back() -> None:
+    refused, held = Lapse(SEEN_S), Lapse(SEEN_S)
+    for number in range(2):
+        refused.take(Finding.REFUSED, SEEN_S + number)
+    assert refused.step(SEEN_S + 1, GUARDED) is Step.REAP_REFUSED
+    held.step(SEEN_S + 299, PROTECTED)
+    assert held.step(SEEN_S + 300, GUARDED) is Step.REAP_HELD
+    assert held.due_s(GUARDED) <= SEEN_S + 300
 
 
 def test_only_removals_reap() -> None:

@@ -98,3 +98,18 @@ def test_what_cannot_be_read_is_told_by_its_name_and_what_is_long_is_cut() -> No
     assert told(event("registry", "default/order", RECORD), event("unknown", NAME, RECORD)) == []
     (row,) = rows_of(REVISION, [event("registry", NAME, {**RECORD, "zone": "z" * 1_000})])
     assert len(row.details["zone"][1]) == VALUE_CHARS_MAX
+
+
+def test_a_hold_is_told_as_doubt_and_its_end_as_what_it_ends_with() -> None:
+    held = {"passing": True, "output": "x", "checked_by": "node-1", "changed_at_ms": 8_000, "doubt_since_ms": 7_000}
+    key = ("registry-health", NAME)
+    assert told(event(*key, held)) == [("order/order-1", "in doubt", "node-1", 8_000)]
+    assert told(event(*key, {**held, "passing": False}, held)) == [("order/order-1", "failing", "node-1", 8_000)]
+    assert told(event(*key, {**held, "doubt_since_ms": 0}, held)) == [("order/order-1", "passing", "node-1", 8_000)]
+
+
+def test_a_guard_key_tells_that_a_service_is_protected_and_when_that_has_ended() -> None:
+    put = {"by": "node node-1", "at_ms": 9_000}
+    assert told(event("registry-guard", "default/order", put)) == [("order", "protected", "node node-1", 9_000)]
+    assert told(event("registry-guard", "default/order", None, put)) == [("order", "protection ended", "", 0)]
+    assert told(event("registry-guard", "default/order", put, put)) == []
