@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from support import plain_http
+from support import forked_programs, plain_http
 from support.node_processes import START_S_MAX, NodeProcess, node_cluster, until
 
 SUPPORT = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ class GatewayStack:
 
     folder: Path
     node: NodeProcess
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | forked_programs.ForkedProcess | None = None
     port: int = 0
     admin_port: int = 0
     http: httpx.Client = field(default_factory=lambda: plain_http.client(timeout=ASK_S_MAX))
@@ -110,14 +110,14 @@ class GatewayStack:
     def start(self, *flags: str) -> None:
         """Start it and wait until it serves."""
         with self.log_file.open("ab") as output:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, str(SUPPORT / "counted_gateway.py"), str(self.folder / "counts.json"),
-                    "--name", "gateway", "--data-dir", str(self.folder / "gateway"), "--listen",
-                    f"127.0.0.1:{self.port}", "--admin", f"127.0.0.1:{self.admin_port}",
+            self.process = forked_programs.start(
+                (str(SUPPORT / "counted_gateway.py"),),
+                (
+                    str(self.folder / "counts.json"), "--name", "gateway", "--data-dir", str(self.folder / "gateway"),
+                    "--listen", f"127.0.0.1:{self.port}", "--admin", f"127.0.0.1:{self.admin_port}",
                     "--endpoints", self.node.url, *flags,
-                ],
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "NO_COLOR": "1"},
+                ),
+                output, {**os.environ, "NO_COLOR": "1"},
             )  # fmt: skip
         found = until("the gateway listens", self._listening, START_S_MAX)
         self.admin_port, self.port = int(found[1]), int(found[2])

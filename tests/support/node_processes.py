@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from quorate_cli import ports as machine_ports
 from quorate_core.secrets import generate_secret
-from support import plain_http
+from support import forked_programs, plain_http
 
 START_S_MAX = 30.0
 STOP_S_MAX = 20.0
@@ -65,7 +64,7 @@ class NodeProcess:
     secret_file: Path
     cluster_id: str = "test-cluster"
     changes: dict[str, str | None] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | forked_programs.ForkedProcess | None = None
     program: tuple[str, ...] = ("-m", "quorate_node")
     """What Python runs, before the flags."""
 
@@ -92,10 +91,7 @@ class NodeProcess:
         }  # fmt: skip
         arguments = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
         with (self.folder / f"{self.name}.log").open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.program, *arguments],
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+            self.process = forked_programs.start(self.program, arguments, output)
 
     def wait_ready(self, within_s: float = START_S_MAX) -> float:
         """Returns after how many seconds of waiting /readyz said yes. Fails with the log when it does not."""

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import itertools
 import json
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,9 +70,25 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 """What every operation may answer. FastAPI describes an answer to wrong requests of its own otherwise, which is never
 given here."""
-_PROCESS_ID_PART = secrets.token_hex(4).encode()
-_REQUEST_NUMBERS = itertools.count(1)
-"""Request ids need to be unique, not secret: drawing random bytes for each would cost more than all else about them."""
+
+
+class _RequestIds:
+    """They need to be unique, not secret: drawing random bytes for each would cost more than all else about them. A
+    child that is forked draws a first half of its own."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._draw()
+        os.register_at_fork(after_in_child=self._draw)
+
+    def _draw(self) -> None:
+        self._first_half = secrets.token_hex(4).encode()
+
+    def new(self) -> bytes:
+        return b"%b%08x" % (self._first_half, next(self._numbers) & 0xFFFFFFFF)
+
+
+_request_ids = _RequestIds()
 
 Ready = Callable[[], str | None]
 """Says why the process is not ready, or None when it is."""
@@ -502,7 +519,7 @@ def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
             and value.decode().isprintable()
         ):
             return value
-    return b"%b%08x" % (_PROCESS_ID_PART, next(_REQUEST_NUMBERS) & 0xFFFFFFFF)
+    return _request_ids.new()
 
 
 def _form_as_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
