@@ -144,6 +144,14 @@ def test_a_lease_that_ends_before_it_is_adopted_never_is_and_its_id_may_come_aga
     assert lessor.checkpoint_to_clear(2) == 0
 
 
+def test_a_lease_that_is_renewed_before_its_turn_keeps_what_the_renewal_gave_it() -> None:
+    lessor = heir_of({1: Inherited(7, 10, checkpoint_ms=500)}, now_s=100.0)
+    assert lessor.renew(1, 101.0)
+    assert not lessor.adopt()
+    assert lessor.remaining_s(1, 101.0) == 10.0
+    assert lessor.due(110.9) == []
+
+
 def seen_by(lessor: Lessor, call: str, lease: int, now_s: float) -> object:
     match call:
         case "renew":
