@@ -64,10 +64,8 @@ STAGES = (
         "unit",
         (
             Group(("tests/raft", "tests/unit/resilience"), measures_coverage=True),
-            _within(
-                "tests", "unit/raft", "unit/messaging", "unit/node", "unit/registry", "unit/sdk", "unit/services",
-                "unit/store", "unit/testing",
-            ),
+            _within("tests", "unit/raft", "unit/messaging", "unit/node", "unit/store", "unit/testing"),
+            _within("tests", "unit/registry", "unit/sdk", "unit/services"),
             _within(
                 "tests", "unit/benchmarks", "unit/cli", "unit/config_center", "unit/core", "unit/gateway", "tidy",
             ),

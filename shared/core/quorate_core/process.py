@@ -90,6 +90,7 @@ def allow_open_files(wanted: int) -> int:
 
 
 async def _main_with_signals(main: Callable[[Stop], Awaitable[None]]) -> None:
+    gc.collect()  # of what imports have left; later, when peers and clients are there, nobody has time for it
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,11 +103,11 @@ async def _main_with_signals(main: Callable[[Stop], Awaitable[None]]) -> None:
 
 def tame_garbage_collector() -> None:
     """Call once when start-up is done: what was built so far is never scanned again, and scans of everything are rarer.
+    It collects nothing itself, since peers may be waiting for an answer by now.
 
     NB: a scan holds the interpreter for a microsecond or half of one for each object. What young scans have left is
     scanned once more every fourth time, 40,000 objects then: were it every twentieth time and 50,000 each, as it once
     was, a node that takes many registrations in would stand still for half a second."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
