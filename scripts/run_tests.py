@@ -64,7 +64,8 @@ STAGES = (
         "unit",
         (
             Group(("tests/raft", "tests/unit/resilience"), measures_coverage=True),
-            _within("tests", "unit/raft", "unit/messaging", "unit/node", "unit/store", "unit/testing"),
+            _within("tests", "unit/raft", "unit/messaging"),
+            _within("tests", "unit/node", "unit/store", "unit/testing"),
             _within("tests", "unit/registry", "unit/sdk", "unit/services"),
             _within(
                 "tests", "unit/benchmarks", "unit/cli", "unit/config_center", "unit/core", "unit/gateway", "tidy",
@@ -86,14 +87,17 @@ STAGES = (
         "integration",
         (
             _within("tests/integration", "cli", "containers", "services"),
-            _within("tests/integration", "registry"),
             _within(
-                "tests/integration/node", "test_backup.py", "test_delivery.py", "test_membership.py",
-                "test_public_clients.py",
+                "tests/integration/registry", "test_bad_input.py", "test_calls.py", "test_changes.py",
+                "test_live_settings.py", "test_processes.py", "test_sdk.py", "test_sync_client.py",
             ),
             _within(
-                "tests/integration/node", "test_api_fuzz.py", "test_one_node.py", "test_store_url.py",
-                "test_three_nodes.py",
+                "tests/integration", "node/test_backup.py", "node/test_delivery.py", "node/test_membership.py",
+                "node/test_public_clients.py", "registry/test_checks.py", "registry/test_divergence.py",
+            ),
+            _within(
+                "tests/integration", "node/test_api_fuzz.py", "node/test_one_node.py", "node/test_store_url.py",
+                "node/test_three_nodes.py", "registry/test_drain.py", "registry/test_mass_removal.py",
             ),
             _within("tests/integration", "gateway"),
         ),

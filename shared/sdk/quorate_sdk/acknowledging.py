@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import structlog
 from pydantic import ValidationError
 from quorate_core.errors import QuorateError
 
 from quorate_sdk.control_plane import ControlPlane, StreamEvent
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.wire import Acknowledgement, AcknowledgeRequest
 
 ACKNOWLEDGEMENTS_PATH = "/v1/registry/acks"
@@ -25,7 +25,7 @@ LEAVE_S_MAX = 0.5
 InForce = Callable[[int], Awaitable[None]]
 """Returns when everything that the copy has up to this revision is in force."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
+from quorate_sdk.forks import ForkSafeLogger
 
 CACHE_DEBOUNCE_S = 1.0
 """Changes that come within it are written once."""
@@ -15,7 +15,7 @@ CACHE_CHECK_INTERVAL_S = 60.0
 change, which may be long after the next start."""
 CACHE_BYTES_MAX = 256 * 1024 * 1024
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class CacheFile:

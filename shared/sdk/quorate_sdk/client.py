@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-import structlog
 from pydantic import BaseModel
 from quorate_core.errors import SettingsError
 
@@ -17,6 +16,7 @@ from quorate_sdk.calls.services import Services
 from quorate_sdk.config_watcher import ConfigWatcher
 from quorate_sdk.control_plane import ControlPlane
 from quorate_sdk.discovery import Discovery
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.heartbeat import DRAIN_S_MAX
 from quorate_sdk.leaving import SIGNALS
 from quorate_sdk.live_settings import LiveSettings
@@ -31,7 +31,7 @@ START_WAIT_S = 2.0
 """`start` waits so long for a first copy of registry and settings; after it they come when they come."""
 REGISTER_WAIT_S = 2.0
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class Client:

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import structlog
 from pydantic import BaseModel, ValidationError
 from quorate_core.tasks import TaskOwner
 
 from quorate_sdk.cache import CacheFile
 from quorate_sdk.control_plane import ControlPlane, StreamEvent
 from quorate_sdk.following import BOOKMARK_SILENCE_S_MAX, EventFollower
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import DEFAULT_NAMESPACE, Bookmark, ConfigDelta, ConfigDocument, ConfigSnapshot
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class CachedDocuments(BaseModel):

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import structlog
 from pydantic import ValidationError
 from quorate_core.tasks import TaskOwner
 
@@ -16,13 +15,14 @@ from quorate_sdk.acknowledging import Acknowledger, InForce, at_once
 from quorate_sdk.cache import CacheFile
 from quorate_sdk.control_plane import ControlPlane, Params, StreamEvent
 from quorate_sdk.following import BOOKMARK_SILENCE_S_MAX, EventFollower
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.instance_table import CachedInstances, InstanceTable
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import DEFAULT_NAMESPACE, Bookmark, Instance, RegistryDelta, RegistrySnapshot
 
 _numbers = itertools.count(1)
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 def default_subscriber() -> str:

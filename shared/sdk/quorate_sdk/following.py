@@ -17,13 +17,13 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Protocol
 
-import structlog
 from pydantic import ValidationError
 from quorate_core.errors import Compacted, FutureRevision, QuorateError, Unavailable
 
 from quorate_sdk.acknowledging import Acknowledger
 from quorate_sdk.control_plane import ControlPlane, Params, StreamEvent
 from quorate_sdk.failover import reconnect_s
+from quorate_sdk.forks import ForkSafeLogger
 
 STREAM_STABLE_S = 5.0
 """A stream that has lived so long was good: the backoff starts anew after it."""
@@ -32,7 +32,7 @@ BOOKMARK_SILENCE_S_MAX = 20.0
 REMINDER_FAILURES = 60
 """While the control plane is away, every so many failures are worth a line in the log."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class Copy(Protocol):

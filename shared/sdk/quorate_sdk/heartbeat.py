@@ -31,12 +31,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-import structlog
 from pydantic import ValidationError
 from quorate_core.errors import InvalidRequest, NotFound, QuorateError
 
 from quorate_sdk.control_plane import ATTEMPT_TIMEOUT_S, REQUEST_TIMEOUT_S, BlockingControlPlane
 from quorate_sdk.failover import BACKOFF_FIRST_S
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.wire import Heartbeat, HeartbeatResult, Instance, InstanceRef, InstanceSpec, InstanceStatus
 from quorate_sdk.worker_group import BOOT_PROBE_S, BOOT_S_MAX, Alone, Farewell, Group, Stamp, stand_by_s
 
@@ -55,7 +55,7 @@ LISTEN_PROBE_S = 0.1
 REMINDER_FAILURES = 30
 """While the registry cannot be reached, every so many failures are worth a line in the log."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class Upkeep:

@@ -25,14 +25,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import structlog
+from quorate_sdk.forks import ForkSafeLogger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Leave = Callable[[int], None]
 """Leaves the registry; blocks until that is done or has failed. Is given the signal's number."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 @contextmanager

@@ -9,18 +9,18 @@ import tomllib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import structlog
 import yaml
 from pydantic import BaseModel, ValidationError
 from quorate_core.errors import SettingsError
 
 from quorate_sdk.config_watcher import ConfigWatcher
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.subscribers import Subscribers
 from quorate_sdk.wire import ConfigDocument, ConfigFormat
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class LiveSettings(Generic[ModelT]):

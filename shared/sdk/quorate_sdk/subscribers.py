@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Generic, ParamSpec
 
-import structlog
+from quorate_sdk.forks import ForkSafeLogger
 
 P = ParamSpec("P")
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class Subscribers(Generic[P]):

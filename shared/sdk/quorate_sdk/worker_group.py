@@ -38,7 +38,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-import structlog
+from quorate_sdk.forks import ForkSafeLogger, fork_lock
 
 STAMP_AGE_PER_TTL = 0.5
 """A keeper stamps at least each third of the time to live. At half of it, there is still time to renew."""
@@ -56,7 +56,7 @@ STAMP_BYTES = 256
 MEMBERS_MAX = 4_096
 """Files of members that are looked at; far above the workers of one machine."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,22 +244,19 @@ class WorkerGroup:
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
-            _fork_lock.release()
+            fork_lock.release()
 
 
 _groups: "weakref.WeakSet[WorkerGroup]" = weakref.WeakSet()
-_fork_lock = threading.RLock()
-"""Held with the mutex: a child made meanwhile would have copies of files that nobody closes."""
 
 
 def _after_fork_in_child() -> None:
     for group in list(_groups):
         group.close_in_child()
     _groups.clear()
-    _fork_lock.release()
 
 
-os.register_at_fork(before=_fork_lock.acquire, after_in_parent=_fork_lock.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def join_group(
@@ -316,11 +313,12 @@ def _siblings() -> set[int]:
 
 
 def _lock_mutex(folder: Path) -> int:
-    """Locks the group's mutex, made if need be, and `_fork_lock`. Who has waited for one that was removed with its
-    folder meanwhile has locked nothing, and takes the new one. Raises TimeoutError after MUTEX_S_MAX seconds."""
+    """Locks the group's mutex, made if need be, and `fork_lock`: a child made meanwhile would have copies of files that
+    nobody closes. Who has waited for one that was removed with its folder meanwhile has locked nothing, and takes the
+    new one. Raises TimeoutError after MUTEX_S_MAX seconds."""
     deadline_s = time.monotonic() + MUTEX_S_MAX
     while time.monotonic() < deadline_s:
-        _fork_lock.acquire()
+        fork_lock.acquire()
         is_locked = False
         descriptor = -1
         try:
@@ -335,7 +333,7 @@ def _lock_mutex(folder: Path) -> int:
             if not is_locked:
                 if descriptor >= 0:
                     os.close(descriptor)
-                _fork_lock.release()
+                fork_lock.release()
         time.sleep(MUTEX_PROBE_S)
     raise TimeoutError(f"another process holds {folder / 'mutex'} and goes on with nothing")
 

@@ -24,6 +24,8 @@ from structlog.testing import capture_logs
 from support.raft_members import PATIENCE_S
 from support.raft_peers import Raw, Site, fake_peer, proven_connection, raw_connection, shake_hands, town, turn, until
 
+CLOCK_STEP_S = 0.001
+"""uvloop's clock goes in whole milliseconds."""
 IMPATIENT = StreamTimes(silence_s=0.2)
 META = SnapshotMeta(1_000, 7, Membership.of_voters({"a": "127.0.0.1:1", "b": "127.0.0.1:2"}))
 

@@ -1,13 +1,18 @@
 """A child neither renews nor ends what its parent has registered, however it was made, and may have a client itself."""
 
+import io
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from quorate_core.errors import InvalidRequest
 from quorate_sdk import shared_client
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.registration import Registration
 from quorate_sdk.wire import InstanceSpec, InstanceStatus
 from support.plain_registry import PlainRegistry, register_in_child
@@ -81,6 +86,43 @@ def test_a_child_that_lives_on_keeps_nobody_from_taking_over(registered: Registr
     os.close(writing)
     os.close(reading)
     os.waitpid(child, 0)
+
+
+class SlowFile(io.StringIO):
+    """What the first line that is written to it waits for is a fork."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_written_to = threading.Event()
+        self.is_forking = threading.Event()
+        # Hooks are called in the reverse order, so this one before all that may hold the fork up.
+        os.register_at_fork(before=self.is_forking.set)
+
+    def write(self, text: str) -> int:
+        self.is_written_to.set()
+        assert self.is_forking.wait(WAIT_S_MAX)
+        return super().write(text)
+
+
+def test_a_child_may_log_though_a_thread_of_its_parent_was_printing_a_line() -> None:
+    """structlog's loggers hold a lock meanwhile, which nobody in the child would ever let go."""
+    log, file = ForkSafeLogger(__name__), SlowFile()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file))
+    try:
+        printing = threading.Thread(target=log.info, args=("of the parent",))
+        printing.start()
+        assert file.is_written_to.wait(WAIT_S_MAX)
+
+        def say() -> bool:
+            signal.alarm(int(WAIT_S_MAX))  # ends a child that hangs
+            log.warning("of the child")
+            return "of the child" in file.getvalue()
+
+        assert forked(say)
+        printing.join()
+        assert "of the parent" in file.getvalue()
+    finally:
+        structlog.reset_defaults()
 
 
 def test_the_default_client_of_a_child_is_its_own(registered: Registration) -> None:

@@ -37,10 +37,9 @@ sys.stdin.read()
 """
 
 FORK = """
-child = os.fork()
-if child:
-    print(child, flush=True)
+if os.fork():
     os._exit(0)
+print(os.getpid(), flush=True)
 sys.stdin.read()
 """
 

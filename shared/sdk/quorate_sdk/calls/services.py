@@ -9,12 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
 from quorate_resilience import CircuitBreaker, Transition
 from quorate_resilience.retry_budget import RetryBudget
 
 from quorate_sdk.calls.endpoints import ServiceEndpoints
 from quorate_sdk.calls.options import BALANCE_DEFAULT, CallSettings, require_balance
+from quorate_sdk.forks import ForkSafeLogger
 from quorate_sdk.wire import Instance
 
 SERVICES_MAX = 1_024
@@ -24,7 +24,7 @@ INSTANCES_TOLD_MAX = 8
 BreakerListener = Callable[[str, Transition], None]
 """Is told the service's name and each change of its breaker's state, by whoever's call has caused it."""
 
-log = structlog.get_logger(__name__)
+log = ForkSafeLogger(__name__)
 
 
 class Instances(Protocol):
