@@ -387,7 +387,8 @@ async def test_each_change_of_a_breaker_is_logged_also_of_one_that_goes() -> Non
 
 
 async def test_a_retry_that_succeeds_is_one_good_call() -> None:
-    async with Upstream() as upstream, running_gateway(unused_port(), upstream, routes=ROUTE % "") as gateway:
+    routes = ROUTE % ", balance: {policy: round_robin}"
+    async with Upstream() as upstream, running_gateway(unused_port(), upstream, routes=routes) as gateway:
         client = await gateway.client()
         assert [(await client.get()).status for _ in range(CALLS_MIN)] == [200] * CALLS_MIN
         assert gateway.plane.counters.routes["orders"].retries > 0

@@ -146,7 +146,9 @@ async def test_a_paused_redis_costs_no_request_more_than_the_budget(redis: Redis
             waited_s.append(time.monotonic() - began_s)
         assert max(waited_s) < BUDGET_S + LATE_S
         assert min(waited_s) <= BUDGET_S
-        assert len(waited_s) <= shared_limit.MISSES_MAX + 1
+        # Those that were late because this process was busy are no misses of Redis.
+        missed = [one_s for one_s in waited_s if one_s < Patience().wait_s_max + shared_limit.OWN_PAUSE_S]
+        assert len(missed) <= shared_limit.MISSES_MAX + 1, "one may be answered before it stands still"
 
         # From now on nobody asks, and so nobody waits; and what is admitted is the gateway's own share.
         assert not isinstance(limit.check(FIELDS, Caller(b""), time.monotonic()), asyncio.Future)

@@ -91,7 +91,7 @@ async def test_nobody_who_listens_is_a_refusal_and_silence_is_none() -> None:
     with pytest.raises(NotConnected, match=r"nobody listens at 127\.0\.0\.1:") as refused:
         await connect(Resolver(), "127.0.0.1", unused_port(), WAIT_S_MAX)
     assert refused.value.is_refused
-    with full_listener() as port, pytest.raises(NotConnected, match=r"no connection to .* within 0\.1 s") as silent:
+    with full_listener() as port, pytest.raises(NotConnected, match=r"no connection to .* within 0\.\d+ s") as silent:
         await connect(Resolver(), "127.0.0.1", port, 0.1)
     assert not silent.value.is_refused
 
